@@ -1,0 +1,38 @@
+# Everything a developer does. `make run` and `make test` need Python 3.11 or later, make and git, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint bench clean
+
+run: .venv/run
+	@$(BIN)/python application.py --dev
+
+test: .venv/dev
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv var .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Python 3.11 or later is needed. Name one: make PYTHON=python3.13 $(MAKECMDGOALS)'; exit 1; }
+	@echo 'Making a virtual environment in .venv ...'
+	@$(PYTHON) -m venv .venv
+
+.venv/run: requirements.txt | .venv/bin/python
+	@echo 'Installing the pinned packages ...'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev: requirements.txt requirements-dev.txt | .venv/bin/python
+	@echo 'Installing the pinned packages and the test tools ...'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/run

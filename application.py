@@ -1,0 +1,99 @@
+"""The service's entrance.
+
+gunicorn and flask take `application` from here; `python application.py --dev` serves it on this machine with
+safe development settings, and `python application.py --sender` runs the production process that sends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from flask import Flask
+from flask_migrate import upgrade
+from werkzeug.serving import make_server
+
+import config
+from registration import ROOT, create_application, create_sender
+
+HOST = "127.0.0.1"
+
+
+def main(arguments: list[str]) -> int:
+    """Serve for development, or send for production; return the exit status."""
+    parser = argparse.ArgumentParser(prog="application.py", description=__doc__.split("\n")[0])
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--dev", action="store_true", help="serve on this machine, with development settings")
+    mode.add_argument("--sender", action="store_true", help="send broadcasts until SIGTERM; needs the settings")
+    chosen = parser.parse_args(arguments)
+    try:
+        settings = config.read(development=True if chosen.dev else None)
+    except config.ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if chosen.sender:
+        return _send(create_application(settings))
+    return _serve(settings)
+
+
+def _send(application: Flask) -> int:
+    """Send until a signal comes; the batch in hand is finished."""
+    sender = create_sender(application)
+    _on_termination(sender.stop)
+    sender.run()
+    return 0
+
+
+def _serve(settings: config.Config) -> int:
+    """Serve with a database, an outbox and a sender of our own until Ctrl-C."""
+    application = create_application(settings)
+    with application.app_context():
+        upgrade()
+    try:
+        server = make_server(HOST, settings.PORT, application, threaded=True)
+    except (OSError, SystemExit):
+        print(f"Port {settings.PORT} is taken. Choose another: PORT={settings.PORT + 1} make run", file=sys.stderr)
+        return 1
+    sender = create_sender(application)
+    thread = threading.Thread(target=sender.run, name="sender")
+    thread.start()
+    _introduce(settings)
+    _on_termination(lambda: threading.Thread(target=server.shutdown).start())
+    server.serve_forever()
+    sender.stop()
+    thread.join()
+    return 0
+
+
+def _on_termination(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop())
+
+
+def _introduce(settings: config.Config) -> None:
+    url = f"http://{HOST}:{settings.PORT}"
+    api = f"{url}/api/registration"
+    print(
+        f"""
+OpenEMR Product Registration, for development: {url}
+  secret pin  {settings.SECRET_PIN}
+  mails       {ROOT / settings.OUTBOX_DIRECTORY}
+  logs        {ROOT / settings.LOG_FILE}
+
+  curl {api} -d email=ann@example.org
+  curl {api}/broadcast -d secretPin={settings.SECRET_PIN} -d title=Hello -d contents="This is a test."
+  curl {api}/unique
+
+Ctrl-C stops it.
+""",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+
+application = create_application(config.read())

@@ -1,0 +1,212 @@
+"""Every setting of the service: name, type, default and meaning.
+
+Settings are environment variables, read once by `read`, which reports everything that is wrong in one message.
+README.md has the same table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+DEVELOPMENT_PIN = "development-pin"
+SHORTEST_PIN = 8
+WEB_THREADS = 8
+"""Threads of one gunicorn worker, and therefore connections in each of its two pools."""
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+_RESERVED_DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mysql+pymysql", "mariadb+pymysql": "mysql+pymysql"}
+
+
+class ConfigurationError(Exception):
+    """The settings are incomplete or wrong; the message names every one of them."""
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    development: Any = None,
+    required: str = "",
+    minimum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a setting.
+
+    `development` is the default under `--dev` where it differs. `required` says when production cannot do
+    without it. `minimum` bounds numbers; `choices` lists the only values allowed.
+    """
+    return field(
+        default=default,
+        metadata={
+            "meaning": meaning,
+            "development": default if development is None else development,
+            "required": required,
+            "minimum": minimum,
+            "choices": choices,
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings, by the names of their environment variables."""
+
+    DB_CONN_STR: str = setting(
+        "",
+        "Where the database is, as an SQLAlchemy URL, such as `mysql+pymysql://user:password@host/registration`.",
+        development="sqlite:///var/registration.db",
+        required="always",
+    )
+    SECRET_PIN: str = setting(
+        "",
+        f"What a board member proves the right to broadcast with; at least {SHORTEST_PIN} characters.",
+        development=DEVELOPMENT_PIN,
+        required="always",
+    )
+    MAILER: str = setting(
+        "ses",
+        "How mail leaves: `ses` (Amazon SES) or `outbox` (one .eml file per recipient, nothing is sent).",
+        development="outbox",
+        choices=("ses", "outbox"),
+    )
+    SES_REGION: str = setting(
+        "", "AWS region of the SES account, such as `us-east-1`.", required="with MAILER=ses", development="us-east-1"
+    )
+    SES_SENDER: str = setting(
+        "",
+        "From address of every mail; SES must have verified it or its domain.",
+        required="with MAILER=ses",
+        development="registration@localhost.localdomain",
+    )
+    SES_CONFIGURATION_SET: str = setting("", "SES configuration set of every mail; empty for none.")
+    AWS_ACCESS_ID: str = setting("", "AWS access key; empty for boto3's own chain, such as an instance profile.")
+    AWS_SECRET_KEY: str = setting("", "AWS secret key; set together with AWS_ACCESS_ID.")
+    SENDING_RATE: float = setting(
+        0.0, "Recipients a second at most; 0 for the rate SES grants the account.", minimum=0.0
+    )
+    OUTBOX_DIRECTORY: str = setting("var/outbox", "Where MAILER=outbox puts its files.")
+    BROADCAST_WAIT_SECONDS: float = setting(
+        45.0, "How long a broadcast request waits for its end before it answers 202; 0 to answer at once.", minimum=0.0
+    )
+    IP_RETENTION_DAYS: int = setting(
+        90, "Days after which a registration's IP address is forgotten; 0 to forget it within the hour.", minimum=0
+    )
+    TRUSTED_PROXIES: int = setting(
+        0,
+        "How many proxies in front append to X-Forwarded-For: 0 for none, 1 for nginx alone, 2 for a load balancer and nginx.",
+        minimum=0,
+    )
+    LOG_FILE: str = setting(
+        "/opt/python/log/openemr-product-registration.log",
+        "Where log lines go besides standard output; skipped when it cannot be written.",
+        development="logger/dev.log",
+    )
+    PORT: int = setting(5000, "Port of the development server.", minimum=1)
+    DEVELOPMENT: bool = setting(
+        False,
+        "Development defaults for all of the above, as `python application.py --dev` sets it; never in production.",
+        development=True,
+    )
+
+
+def read(environment: Mapping[str, str] | None = None, *, development: bool | None = None) -> Config:
+    """Read the settings from `environment` (the process's own when None).
+
+    `development` overrides the DEVELOPMENT variable. Raises ConfigurationError naming all that is wrong.
+    """
+    environment = os.environ if environment is None else environment
+    problems: list[str] = []
+    if development is None:
+        development = _parse("DEVELOPMENT", environment.get("DEVELOPMENT", "").strip() or "false", bool, problems)
+    values: dict[str, Any] = {}
+    for declared in fields(Config):
+        text = environment.get(declared.name, "").strip()
+        default = declared.metadata["development"] if development else declared.default
+        values[declared.name] = _read_one(declared, text, default, problems)
+    values["DEVELOPMENT"] = development
+    config = Config(**values)
+    problems += _contradictions(config)
+    if problems:
+        raise ConfigurationError(
+            "The service cannot start. Set these environment variables:\n" + "\n".join(f"- {p}" for p in problems)
+        )
+    return config
+
+
+def _read_one(declared: Any, text: str, default: Any, problems: list[str]) -> Any:
+    if not text:
+        return default
+    value = _parse(declared.name, text, type(declared.default), problems)
+    minimum, choices = declared.metadata["minimum"], declared.metadata["choices"]
+    if minimum is not None and value is not None and not minimum <= value < float("inf"):
+        problems.append(f"{declared.name} must be {minimum:g} or more.")
+    if choices and value not in choices:
+        problems.append(f"{declared.name} must be one of: {', '.join(choices)}.")
+    if declared.name == "DB_CONN_STR":
+        return _database_url(text, problems)
+    return value
+
+
+def _parse(name: str, text: str, kind: type, problems: list[str]) -> Any:
+    parsers: dict[type, tuple[Callable[[str], Any], str]] = {
+        str: (str, "text"),
+        int: (int, "a whole number"),
+        float: (float, "a number"),
+        bool: (_boolean, "true or false"),
+    }
+    parse, description = parsers[kind]
+    try:
+        return parse(text)
+    except ValueError:
+        problems.append(f"{name} must be {description}.")
+        return None
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError(text)
+
+
+def _database_url(text: str, problems: list[str]) -> str:
+    """Return the URL with PyMySQL as the driver of MySQL and MariaDB alike."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        problems.append("DB_CONN_STR must be a URL such as mysql+pymysql://user:password@host/registration.")
+        return text
+    driver = _RESERVED_DRIVERS.get(url.drivername, url.drivername)
+    if driver not in {"mysql+pymysql", "sqlite"}:
+        problems.append("DB_CONN_STR must begin with mysql+pymysql:// or sqlite:///.")
+    return url.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Say what is missing or unsafe in settings that are well formed one by one."""
+    problems = [] if config.DEVELOPMENT else [*_missing(config), *_weaknesses_of_pin(config.SECRET_PIN)]
+    if bool(config.AWS_ACCESS_ID) != bool(config.AWS_SECRET_KEY):
+        problems.append("AWS_ACCESS_ID and AWS_SECRET_KEY go together: set both or neither.")
+    return problems
+
+
+def _missing(config: Config) -> list[str]:
+    needed = {"always"} | ({"with MAILER=ses"} if config.MAILER == "ses" else set())
+    return [
+        f"{declared.name} is missing. {declared.metadata['meaning']}"
+        for declared in fields(Config)
+        if declared.metadata["required"] in needed and not getattr(config, declared.name)
+    ]
+
+
+def _weaknesses_of_pin(pin: str) -> list[str]:
+    if pin == DEVELOPMENT_PIN:
+        return ["SECRET_PIN is the development pin, which everybody can read. Choose another."]
+    if pin and len(pin) < SHORTEST_PIN:
+        return [f"SECRET_PIN must have at least {SHORTEST_PIN} characters."]
+    return []

@@ -1,0 +1,40 @@
+"""The one function that decides which e-mail addresses are taken, and when two of them are the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from email_validator import EmailNotValidError, validate_email
+
+from .errors import InvalidEmailException
+
+LONGEST_ADDRESS = 254
+"""Characters of an address that fits an SMTP path (RFC 5321 section 4.5.3.1.3, erratum 1690)."""
+
+
+class Address(NamedTuple):
+    """An address as it is mailed to, and the key that makes it unique. Both are ASCII."""
+
+    stored: str
+    key: str
+
+
+def normalise(text: str) -> Address:
+    """Check an address and return how to store it.
+
+    The address stays as it was typed, without the white space around it; only an international domain is
+    turned into punycode. The local part must be ASCII, because Amazon SES delivers to no other
+    (https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_Destination.html).
+    Raises InvalidEmailException with the reason.
+    """
+    text = text.strip()
+    if not text:
+        raise InvalidEmailException("An e-mail address is needed, in the field `email`.")
+    if len(text) > LONGEST_ADDRESS:
+        raise InvalidEmailException(f"The e-mail address is longer than {LONGEST_ADDRESS} characters.")
+    try:
+        validated = validate_email(text, check_deliverability=False, allow_smtputf8=False)
+    except EmailNotValidError as error:
+        raise InvalidEmailException(f"The e-mail address is not valid: {error}") from error
+    stored = text if text.isascii() else f"{validated.local_part}@{validated.ascii_domain}"
+    return Address(stored=stored, key=stored.lower())

@@ -1,0 +1,142 @@
+"""The database: the declarative base, the Flask extension, and the column types that models share.
+
+There are two connection pools. `db.session` runs transactions, at READ COMMITTED on MySQL because senders that
+claim work at the same time deadlock under REPEATABLE READ. `autocommit()` gives connections on which every
+statement commits itself: a registration is a single INSERT, and a COMMIT of its own would be half of its time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import BINARY, BigInteger, Connection, DateTime, Dialect, Engine, Integer, MetaData, String, event
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+AUTOCOMMIT = "autocommit"
+CONNECT_SECONDS = 3
+STATEMENT_SECONDS = 30
+LOCK_SECONDS = 5
+
+LARGE_ID = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column of type INTEGER."""
+
+
+class Base(DeclarativeBase):
+    """The base of all models; constraints get names, so that migrations can change them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+db = SQLAlchemy(model_class=Base)
+
+
+def ascii_string(length: int) -> String:
+    """Return the type of a text that is ASCII and compared byte by byte on every database."""
+    return String(length).with_variant(mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC; databases drop the zone, so a naive value is refused rather than guessed at."""
+
+    impl = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store in UTC without the zone. Raises ValueError for a naive value."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("A time without a zone cannot be stored.")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the time with its zone, UTC."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class UuidBytes(TypeDecorator[uuid.UUID]):
+    """A UUID in sixteen bytes."""
+
+    impl = BINARY(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: uuid.UUID | None, dialect: Dialect) -> bytes | None:
+        """Store the bytes."""
+        return None if value is None else value.bytes
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> uuid.UUID | None:
+        """Return the UUID."""
+        return None if value is None else uuid.UUID(bytes=value)
+
+
+class Names(TypeDecorator[StrEnum]):
+    """One of the names of an enumeration, as ASCII text."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def __init__(self, names: type[StrEnum]) -> None:
+        super().__init__()
+        self.names = names
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
+        """Return the type of an ASCII text."""
+        return dialect.type_descriptor(ascii_string(16))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        """Return the member of the enumeration."""
+        return None if value is None else self.names(value)
+
+
+def autocommit() -> AbstractContextManager[Connection]:
+    """Return a connection on which every statement commits itself."""
+    return db.engines[AUTOCOMMIT].connect()
+
+
+def engine_options(url: str, *, pool_size: int, autocommit: bool = False) -> dict[str, Any]:
+    """Return the options of one engine and its pool of `pool_size` connections.
+
+    A dead connection is noticed before it is used and replaced. Parameters stay out of error messages, because
+    they hold addresses.
+    """
+    options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_pre_ping": True, "pool_size": pool_size}
+    options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
+    if autocommit:
+        options |= {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+    if make_url(url).get_backend_name() == "sqlite":
+        return options | {"connect_args": {"timeout": STATEMENT_SECONDS}}
+    options.setdefault("isolation_level", "READ COMMITTED")
+    return options | {
+        "connect_args": {
+            "charset": "utf8mb4",
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": STATEMENT_SECONDS,
+            "write_timeout": STATEMENT_SECONDS,
+            "init_command": f"SET innodb_lock_wait_timeout = {LOCK_SECONDS}",
+        }
+    }
+
+
+@event.listens_for(Engine, "connect")
+def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    """Let readers and the one writer of an SQLite file work at the same time, and check foreign keys."""
+    if isinstance(connection, sqlite3.Connection):
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")

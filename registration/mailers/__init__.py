@@ -1,0 +1,58 @@
+"""How mail leaves: one small interface, and the two modules that fulfil it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from ..messages import Message
+
+
+class Verdict(Enum):
+    """What became of one message, as far as the mail service let us know."""
+
+    ACCEPTED = auto()
+    """The mail service has taken it."""
+    THROTTLED = auto()
+    """Not taken: too fast. Slow down and send it again."""
+    HELD = auto()
+    """Not taken, for a reason that holds for every recipient: stop for now."""
+    REFUSED = auto()
+    """Not taken, and never will be for this address."""
+    UNKNOWN = auto()
+    """Perhaps taken: the answer was lost."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict with what goes with it: the id of an accepted message, the reason in plain English otherwise."""
+
+    verdict: Verdict
+    message_id: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """Where one delivery goes."""
+
+    delivery_id: int
+    address: str
+
+
+class Mailer(Protocol):
+    """A way for mail to leave."""
+
+    largest_batch: int
+    """Recipients that one call of `send` takes at most."""
+
+    def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        """Send one message to each recipient, who sees no other, and return an outcome for each, in order.
+
+        Ends within half a minute, whatever the mail service does, and raises nothing that it can cause.
+        """
+
+    def sending_rate(self) -> float | None:
+        """Return the recipients a second that the mail service grants, infinite where there is no limit, and None while it does not say."""

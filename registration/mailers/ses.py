@@ -1,0 +1,255 @@
+"""Mail through Amazon SES, version 2 of its API. Its words and codes stop in this module.
+
+SES has no idempotency token, so botocore's retries are off: with its default of five tries, one lost reply would
+be five copies. A call that may have been accepted is UNKNOWN, and the ledger decides.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config as ClientConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProxyConnectionError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from ..messages import Message
+from . import Outcome, Recipient, Verdict
+
+if TYPE_CHECKING:
+    from mypy_boto3_sesv2 import SESV2Client
+
+BULK_ENTRIES = 50
+"""https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html"""
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 10.0
+ONE_BY_ONE_SECONDS = 5.0
+CALLS_AT_ONCE = 64
+
+log = logging.getLogger(__name__)
+
+_TEMPLATE = {"Subject": "{{subject}}", "Text": "{{text}}"}
+"""The template is fixed. What a person wrote travels as data only: inside a template, `{{ x }}` would vanish."""
+
+_TOO_FAST = (Verdict.THROTTLED, "Amazon SES asked to slow down.")
+_QUOTA_USED_UP = (
+    Verdict.HELD,
+    "The daily sending quota of the Amazon SES account is used up. Sending goes on when SES frees some of it.",
+)
+_SUSPENDED = (
+    Verdict.HELD,
+    "Amazon SES has suspended this account. Open the SES console, account dashboard, and answer AWS's review.",
+)
+_PAUSED = (
+    Verdict.HELD,
+    "Sending is paused in Amazon SES. Resume it in the SES console, for the account and the configuration set.",
+)
+_NOT_VERIFIED = (
+    Verdict.HELD,
+    "Amazon SES does not accept the sender. Verify SES_SENDER or its domain in the SES console.",
+)
+_NO_CONFIGURATION_SET = (
+    Verdict.HELD,
+    "Amazon SES does not know the configuration set. Correct SES_CONFIGURATION_SET or create it in the console.",
+)
+_CREDENTIALS = (
+    Verdict.HELD,
+    "AWS does not accept the credentials. Check AWS_ACCESS_ID and AWS_SECRET_KEY, or the instance's role.",
+)
+_NOT_UNDERSTOOD = (
+    Verdict.HELD,
+    "Amazon SES does not accept the request as a whole. The service's log has its code.",
+)
+_REFUSED = (Verdict.REFUSED, "Amazon SES refused the message for this address.")
+_NO_ANSWER = (Verdict.UNKNOWN, "Amazon SES did not answer, so the message may or may not have been accepted.")
+_NOT_REACHED = (Verdict.THROTTLED, "Amazon SES cannot be reached at the moment.")
+
+_CALL_ERRORS = {
+    "TooManyRequestsException": _TOO_FAST,
+    "Throttling": _TOO_FAST,
+    "ThrottlingException": _TOO_FAST,
+    "LimitExceededException": _QUOTA_USED_UP,
+    "AccountSuspendedException": _SUSPENDED,
+    "SendingPausedException": _PAUSED,
+    "MailFromDomainNotVerifiedException": _NOT_VERIFIED,
+    "NotFoundException": _NO_CONFIGURATION_SET,
+    "AccessDeniedException": _CREDENTIALS,
+    "AccessDenied": _CREDENTIALS,
+    "ExpiredToken": _CREDENTIALS,
+    "ExpiredTokenException": _CREDENTIALS,
+    "IncompleteSignature": _CREDENTIALS,
+    "InvalidClientTokenId": _CREDENTIALS,
+    "InvalidSignatureException": _CREDENTIALS,
+    "MissingAuthenticationTokenException": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "UnrecognizedClientException": _CREDENTIALS,
+}
+_ENTRY_ERRORS = {
+    "ACCOUNT_THROTTLED": _TOO_FAST,
+    "TRANSIENT_FAILURE": _TOO_FAST,
+    "ACCOUNT_DAILY_QUOTA_EXCEEDED": _QUOTA_USED_UP,
+    "ACCOUNT_SUSPENDED": _SUSPENDED,
+    "ACCOUNT_SENDING_PAUSED": _PAUSED,
+    "CONFIGURATION_SET_SENDING_PAUSED": _PAUSED,
+    "MAIL_FROM_DOMAIN_NOT_VERIFIED": _NOT_VERIFIED,
+    "CONFIGURATION_SET_NOT_FOUND": _NO_CONFIGURATION_SET,
+    "TEMPLATE_NOT_FOUND": _NOT_UNDERSTOOD,
+    "INVALID_SENDING_POOL_NAME": _NOT_UNDERSTOOD,
+    "MESSAGE_REJECTED": _REFUSED,
+    "INVALID_PARAMETER": _REFUSED,
+    "FAILED": _REFUSED,
+}
+_NOTHING_LEFT_US = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError)
+_ABOUT_THE_MESSAGE = {"MessageRejected", "BadRequestException"}
+_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
+
+
+class SesMailer:
+    """Sends through SES: one recipient with SendEmail, up to fifty with SendBulkEmail."""
+
+    largest_batch = BULK_ENTRIES
+
+    def __init__(self, client: SESV2Client, sender: str, configuration_set: str = "") -> None:
+        self.client = client
+        self.common: dict[str, Any] = {"FromEmailAddress": sender}
+        if configuration_set:
+            self.common["ConfigurationSetName"] = configuration_set
+
+    def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        """Send to all recipients in one call.
+
+        When SES refuses a whole call for its message or one of its addresses, nothing of it was sent: each
+        recipient then gets a call of its own, so that one bad address costs nobody else the notice.
+        """
+        try:
+            if len(recipients) == 1:
+                return [self._send_one(message, recipients[0])]
+            return self._send_bulk(message, recipients)
+        except _ERRORS as error:
+            if len(recipients) > 1 and _code(error) in _ABOUT_THE_MESSAGE:
+                return self._send_one_by_one(message, recipients)
+            verdict, reason = judge(error)
+            log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
+            return [Outcome(verdict, reason=reason)] * len(recipients)
+
+    def sending_rate(self) -> float | None:
+        """Return the account's MaxSendRate, which counts recipients, not calls; None when SES does not tell it."""
+        try:
+            return self.client.get_account()["SendQuota"]["MaxSendRate"]
+        except (*_ERRORS, KeyError):
+            return None
+
+    def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        end = time.monotonic() + ONE_BY_ONE_SECONDS
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(recipients) and time.monotonic() < end:
+            outcomes += self.send(message, [recipients[len(outcomes)]])
+        return outcomes + [_outcome(_TOO_FAST)] * (len(recipients) - len(outcomes))
+
+    def _send_one(self, message: Message, recipient: Recipient) -> Outcome:
+        answer = self.client.send_email(
+            **self.common,
+            Destination={"ToAddresses": [recipient.address]},
+            Content={
+                "Simple": {
+                    "Subject": {"Data": message.subject, "Charset": "UTF-8"},
+                    "Body": {"Text": {"Data": message.text, "Charset": "UTF-8"}},
+                }
+            },
+            EmailTags=_tags(recipient),
+        )
+        return Outcome(Verdict.ACCEPTED, message_id=answer.get("MessageId"))
+
+    def _send_bulk(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        data = json.dumps({"subject": message.subject, "text": message.text}, ensure_ascii=False)
+        answer = self.client.send_bulk_email(
+            **self.common,
+            DefaultContent={"Template": {"TemplateContent": _TEMPLATE, "TemplateData": data}},
+            BulkEmailEntries=[
+                {"Destination": {"ToAddresses": [recipient.address]}, "ReplacementTags": _tags(recipient)}
+                for recipient in recipients
+            ],
+        )
+        outcomes = [_outcome_of_entry(entry) for entry in answer.get("BulkEmailEntryResults", [])]
+        return outcomes + [_outcome(_NO_ANSWER)] * (len(recipients) - len(outcomes))
+
+
+def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
+    """Return a client with time limits and without retries. Empty keys leave the search for them to boto3."""
+    return boto3.client(
+        "sesv2",
+        region_name=region,
+        aws_access_key_id=access_id or None,
+        aws_secret_access_key=secret_key or None,
+        config=ClientConfig(
+            retries={"total_max_attempts": 1},
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            max_pool_connections=CALLS_AT_ONCE,
+        ),
+    )
+
+
+def judge(error: Exception) -> tuple[Verdict, str]:
+    """Return the verdict on a call that raised an error, and the reason."""
+    if isinstance(error, ClientError):
+        return _judge_answer(error)
+    if isinstance(error, _NO_CREDENTIALS):
+        return _CREDENTIALS
+    if isinstance(error, _NOTHING_LEFT_US):
+        return _NOT_REACHED
+    return _NO_ANSWER if isinstance(error, HTTPClientError | ResponseParserError) else _NOT_UNDERSTOOD
+
+
+def _judge_answer(error: ClientError) -> tuple[Verdict, str]:
+    code = _code(error)
+    text = error.response["Error"].get("Message", "").lower()
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if "daily message quota" in text:
+        return _QUOTA_USED_UP
+    if "maximum sending rate" in text or status == 429:
+        return _TOO_FAST
+    if code in _ABOUT_THE_MESSAGE:
+        return _NOT_VERIFIED if "not verified" in text else _REFUSED
+    if code in _CALL_ERRORS:
+        return _CALL_ERRORS[code]
+    return _NO_ANSWER if status >= 500 else _NOT_UNDERSTOOD
+
+
+def _code(error: Exception) -> str:
+    """Return SES's code for an answer, or the name of the error where there was no answer."""
+    if isinstance(error, ClientError):
+        return error.response["Error"].get("Code", "")
+    return type(error).__name__
+
+
+def _outcome_of_entry(entry: Any) -> Outcome:
+    if entry["Status"] == "SUCCESS":
+        return Outcome(Verdict.ACCEPTED, message_id=entry.get("MessageId"))
+    if entry["Status"] == "MESSAGE_REJECTED" and "not verified" in entry.get("Error", "").lower():
+        return _outcome(_NOT_VERIFIED)
+    return _outcome(_ENTRY_ERRORS.get(entry["Status"], _NO_ANSWER))
+
+
+def _outcome(judgement: tuple[Verdict, str]) -> Outcome:
+    return Outcome(judgement[0], reason=judgement[1])
+
+
+def _tags(recipient: Recipient) -> Any:
+    """Return the tag that SES events carry back in `mail.tags`."""
+    return [{"Name": "delivery", "Value": str(recipient.delivery_id)}]

@@ -1,0 +1,142 @@
+"""The tables, as typed columns. What happens to the rows is decided in the modules named after them."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, SmallInteger, String, Text, UniqueConstraint
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import Mapped, mapped_column
+
+from .db import LARGE_ID, Base, Names, UtcDateTime, UuidBytes, ascii_string
+
+_TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+
+class RegistrationStatus(StrEnum):
+    """Whether a registration is mailed to; only `active` ones are."""
+
+    ACTIVE = "active"
+    OPTED_OUT = "opted_out"
+    BOUNCED = "bounced"
+    COMPLAINED = "complained"
+
+
+class BroadcastStatus(StrEnum):
+    """How far a broadcast has come."""
+
+    SENDING = "sending"
+    PAUSED = "paused"
+    SENT = "sent"
+
+
+class DeliveryStatus(StrEnum):
+    """How far one message to one recipient has come; the last four are final."""
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    SENT = "sent"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+class Registration(Base):
+    """One e-mail address."""
+
+    __tablename__ = "registration"
+    __table_args__ = (_TABLE,)
+
+    id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
+    product_id: Mapped[uuid.UUID] = mapped_column(UuidBytes, unique=True)
+    email: Mapped[str] = mapped_column(ascii_string(254))
+    email_key: Mapped[str] = mapped_column(ascii_string(254), unique=True)
+    status: Mapped[RegistrationStatus] = mapped_column(Names(RegistrationStatus))
+    ip_address: Mapped[str | None] = mapped_column(ascii_string(45))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RegistrationCount(Base):
+    """How many registrations there are up to a remembered id; one row."""
+
+    __tablename__ = "registration_count"
+    __table_args__ = (_TABLE,)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    up_to_id: Mapped[int] = mapped_column(BigInteger)
+    registrations: Mapped[int] = mapped_column(BigInteger)
+
+
+class Installation(Base):
+    """A version and distribution that an address reported."""
+
+    __tablename__ = "installation"
+    __table_args__ = (UniqueConstraint("registration_id", "version", "distribution"), _TABLE)
+
+    id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
+    registration_id: Mapped[int] = mapped_column(ForeignKey("registration.id", ondelete="CASCADE"))
+    version: Mapped[str] = mapped_column(String(64))
+    version_key: Mapped[int | None] = mapped_column(BigInteger)
+    distribution: Mapped[str] = mapped_column(String(64))
+    first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Broadcast(Base):
+    """One message to everybody who was registered when it started.
+
+    The audience is the active registrations up to `audience_end`; the ledger holds those up to `filled_to`.
+    A paused broadcast goes on by itself at `resume_at`.
+    """
+
+    __tablename__ = "broadcast"
+    __table_args__ = (Index(None, "status"), _TABLE)
+
+    id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
+    title: Mapped[str] = mapped_column(String(200))
+    contents: Mapped[str] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"))
+    status: Mapped[BroadcastStatus] = mapped_column(Names(BroadcastStatus))
+    reason: Mapped[str | None] = mapped_column(String(255))
+    recipients: Mapped[int] = mapped_column(BigInteger)
+    audience_end: Mapped[int] = mapped_column(BigInteger)
+    filled_to: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    resume_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Delivery(Base):
+    """One broadcast to one recipient: a line of the ledger.
+
+    A sender that claims a delivery holds it until `leased_until`; `lease` names the claim.
+    """
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        UniqueConstraint("broadcast_id", "registration_id"),
+        Index(None, "broadcast_id", "status", "id"),
+        _TABLE,
+    )
+
+    id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
+    broadcast_id: Mapped[int] = mapped_column(ForeignKey("broadcast.id"))
+    registration_id: Mapped[int] = mapped_column(ForeignKey("registration.id"))
+    status: Mapped[DeliveryStatus] = mapped_column(Names(DeliveryStatus))
+    attempts: Mapped[int] = mapped_column(SmallInteger)
+    lease: Mapped[str | None] = mapped_column(ascii_string(32))
+    leased_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    message_id: Mapped[str | None] = mapped_column(ascii_string(128))
+    reason: Mapped[str | None] = mapped_column(String(255))
+    settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Pace(Base):
+    """When the account may send again, in seconds since 1970; one row that all senders share."""
+
+    __tablename__ = "pace"
+    __table_args__ = (_TABLE,)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    free_at: Mapped[float] = mapped_column(Double)

@@ -1,0 +1,83 @@
+"""Every error as problem details (RFC 9457), and the one place that chooses an HTTP status."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, json
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from werkzeug.exceptions import HTTPException, InternalServerError
+
+from ..errors import (
+    AlreadyRegisteredException,
+    InvalidEmailException,
+    InvalidEmailMessageException,
+    InvalidSecretPinException,
+    RegistrationError,
+    UnknownBroadcastException,
+    UnsupportedInputException,
+)
+
+STATUS = {
+    InvalidEmailException: 400,
+    InvalidEmailMessageException: 400,
+    InvalidSecretPinException: 401,
+    UnknownBroadcastException: 404,
+    AlreadyRegisteredException: 409,
+    UnsupportedInputException: 415,
+}
+RETRY_SECONDS = 5
+_SENTENCES = {
+    404: "There is nothing at this address.",
+    405: "This address does not take this method.",
+    413: "The request is larger than 512 KiB.",
+    500: "Something went wrong on our side. It has been logged; please try again later.",
+}
+
+log = logging.getLogger(__name__)
+
+
+def init_app(application: Flask) -> None:
+    """Answer every error with a problem; none tells the caller about SQL, AWS or our code."""
+    application.register_error_handler(RegistrationError, _refuse)
+    application.register_error_handler(HTTPException, _answer_http)
+    for unavailable in (OperationalError, InterfaceError, TimeoutError):
+        application.register_error_handler(unavailable, _answer_unavailable)
+    application.register_error_handler(Exception, _answer_unexpected)
+
+
+def problem(status: int, title: str, detail: str, *, kind: str = "about:blank") -> Response:
+    """Return a problem. `error` repeats `detail` for the clients of the service's predecessor."""
+    body = {"type": kind, "title": title, "status": status, "detail": detail, "error": detail}
+    return Response(json.dumps(body), status, content_type="application/problem+json")
+
+
+def _refuse(error: RegistrationError) -> Response:
+    name = type(error).__name__
+    kind = f"tag:open-emr.org,2026:product-registration/{name}"
+    response = problem(STATUS[type(error)], name, str(error), kind=kind)
+    if response.status_code == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _answer_http(error: HTTPException) -> Response:
+    if error.response is not None or error.code is None or error.code < 400:
+        return error.get_response()
+    response = problem(error.code, error.name, _SENTENCES.get(error.code, error.description or error.name))
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            response.headers[name] = value
+    return response
+
+
+def _answer_unavailable(error: Exception) -> Response:
+    log.error("the database is unavailable", exc_info=error)
+    response = problem(503, "Service Unavailable", "The service is unavailable. Please try again in a few seconds.")
+    response.headers["Retry-After"] = str(RETRY_SECONDS)
+    return response
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return _answer_http(InternalServerError())

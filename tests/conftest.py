@@ -1,0 +1,115 @@
+"""Fixtures: an application on an empty database, once on SQLite and once on MariaDB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_migrate import upgrade
+from sqlalchemy import insert
+
+import config
+from registration import create_application, create_sender
+from registration.db import Base, db
+from registration.models import Pace, RegistrationCount
+from registration.sender import Sender
+
+from . import mariadb
+
+PIN = "correct horse battery staple"
+HEADERS = {"Authorization": f"Bearer {PIN}"}
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[mariadb.Server]:
+    """A private MariaDB server. Missing, it fails in CI and is skipped elsewhere."""
+    if mariadb.is_installed():
+        with mariadb.running() as server:
+            yield server
+    elif os.environ.get("CI") == "true":
+        pytest.fail(mariadb.MISSING)
+    else:
+        pytest.skip(mariadb.MISSING)
+
+
+@pytest.fixture(scope="session")
+def mariadb_url(request: pytest.FixtureRequest) -> str:
+    """A MariaDB or MySQL database to test on: TEST_DB_CONN_STR, or one of our own server."""
+    named = os.environ.get("TEST_DB_CONN_STR", "")
+    return named or request.getfixturevalue("mariadb_server").create_database("registration_test")
+
+
+@pytest.fixture(scope="session")
+def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/test.db"
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    """The environment of the application under test; a test may change it before it asks for the application."""
+    return {
+        "SECRET_PIN": PIN,
+        "OUTBOX_DIRECTORY": str(tmp_path / "outbox"),
+        "LOG_FILE": str(tmp_path / "log"),
+        "BROADCAST_WAIT_SECONDS": "0",
+    }
+
+
+@pytest.fixture
+def make_application(settings: dict[str, str]) -> Iterator[Callable[[str], Flask]]:
+    """Build applications whose connections are closed at the end of the test."""
+    made: list[Flask] = []
+
+    def make(url: str) -> Flask:
+        made.append(create_application(config.read({**settings, "DB_CONN_STR": url}, development=True)))
+        return made[-1]
+
+    yield make
+    for application in made:
+        dispose(application)
+
+
+@pytest.fixture
+def application(make_application: Callable[[str], Flask], database_url: str) -> Flask:
+    """The application on an empty database with a current schema."""
+    application = make_application(database_url)
+    with application.app_context():
+        upgrade()
+        empty()
+    return application
+
+
+@pytest.fixture
+def client(application: Flask) -> FlaskClient:
+    return application.test_client()
+
+
+@pytest.fixture
+def sender(application: Flask) -> Sender:
+    """What sends the application's broadcasts, step by step."""
+    return create_sender(application)
+
+
+def empty() -> None:
+    """Delete all rows, and begin again with those that the migrations insert."""
+    with db.engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+        connection.execute(insert(Pace).values(id=1, free_at=0))
+        connection.execute(insert(RegistrationCount).values(id=1, up_to_id=0, registrations=0))
+
+
+def dispose(application: Flask) -> None:
+    with application.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
