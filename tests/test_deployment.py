@@ -1,0 +1,256 @@
+"""What Elastic Beanstalk is told: its files are well formed, and agree with the settings and with each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from flask import Flask
+
+import config
+from registration import LARGEST_BODY
+from registration.web import health
+
+ROOT = Path(__file__).parent.parent
+CONFIG_FILES = sorted((ROOT / ".ebextensions").iterdir())
+HOOKS = sorted(path for path in (ROOT / ".platform").glob("*hooks/**/*") if path.is_file())
+NGINX = re.sub(r"(?m)(^|\s)#.*", "", (ROOT / ".platform/nginx/nginx.conf").read_text())
+GUNICORN = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+
+# https://docs.aws.amazon.com/elasticbeanstalk/latest/dg/ebextensions.html
+KEYS = {"option_settings", "packages", "groups", "users", "sources", "files", "commands", "services"}
+KEYS |= {"container_commands", "Resources", "Outputs"}
+ENVIRONMENT = "aws:elasticbeanstalk:application:environment"
+PROCESS = "aws:elasticbeanstalk:environment:process:default"
+# https://docs.aws.amazon.com/elasticbeanstalk/latest/dg/command-options-general.html
+NAMESPACES = {
+    "aws:autoscaling:asg",
+    "aws:autoscaling:launchconfiguration",
+    "aws:autoscaling:trigger",
+    "aws:autoscaling:updatepolicy:rollingupdate",
+    "aws:ec2:instances",
+    "aws:elasticbeanstalk:application:environment",
+    "aws:elasticbeanstalk:cloudwatch:logs",
+    "aws:elasticbeanstalk:cloudwatch:logs:health",
+    "aws:elasticbeanstalk:command",
+    "aws:elasticbeanstalk:environment",
+    "aws:elasticbeanstalk:environment:process:default",
+    "aws:elasticbeanstalk:healthreporting:system",
+    "aws:elasticbeanstalk:managedactions",
+    "aws:elasticbeanstalk:managedactions:platformupdate",
+    "aws:elbv2:listener:443",
+    "aws:elbv2:listener:default",
+    "aws:elbv2:loadbalancer",
+}
+LARGEST_ENVIRONMENT = 4096
+"""Bytes of all environment properties together."""
+DEVELOPMENT_ONLY = {"PORT", "DEVELOPMENT"}
+SECRETS = {"DB_CONN_STR", "SECRET_PIN", "AWS_ACCESS_ID", "AWS_SECRET_KEY"}
+# What may be logged: nothing that the query string, the referer or another header of the client's goes into.
+LOGGED = {
+    "$body_bytes_sent",
+    "$http_x_forwarded_for",
+    "$request_method",
+    "$request_time",
+    "$status",
+    "$time_iso8601",
+    "$upstream_http_x_request_id",
+    "$upstream_status",
+    "$uri",
+}
+NGINX_READ_SECONDS = 60
+"""nginx's default of proxy_read_timeout."""
+
+
+def load(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text())
+
+
+def options_in(file: Path) -> list[tuple[str, str, Any]]:
+    """Return namespace, name and value of each option, whichever of the two notations the file has."""
+    settings = load(file).get("option_settings", {})
+    if isinstance(settings, list):
+        return [(option["namespace"], option["option_name"], option["value"]) for option in settings]
+    return [(namespace, name, value) for namespace, group in settings.items() for name, value in group.items()]
+
+
+def sections(key: str) -> dict[str, Any]:
+    """Return the entries under one key of all configuration files."""
+    return {name: entry for file in CONFIG_FILES for name, entry in load(file).get(key, {}).items()}
+
+
+OPTIONS = [option for file in CONFIG_FILES for option in options_in(file)]
+VALUES = {(namespace, name): value for namespace, name, value in OPTIONS}
+DECLARED = {name: value for namespace, name, value in OPTIONS if namespace == ENVIRONMENT}
+SETTINGS = {field.name: field for field in dataclasses.fields(config.Config) if field.name not in DEVELOPMENT_ONLY}
+
+
+@pytest.mark.parametrize("file", CONFIG_FILES, ids=lambda file: file.name)
+def test_a_configuration_file_has_the_extension_and_the_keys_that_elastic_beanstalk_reads(file: Path) -> None:
+    assert file.suffix == ".config"
+    assert load(file).keys() <= KEYS
+
+
+def test_every_option_is_in_a_known_namespace() -> None:
+    assert {namespace for namespace, _, _ in OPTIONS} == NAMESPACES
+
+
+def test_no_option_is_set_twice() -> None:
+    assert len(VALUES) == len(OPTIONS)
+
+
+def test_the_processes_are_web_and_sender() -> None:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+:\s*[^\s].*", line) for line in lines)
+    commands = dict(line.split(": ", 1) for line in lines)
+    assert list(commands) == ["web", "sender"]
+    assert commands["web"].endswith(" application:application")
+    assert "application.py --sender" in commands["sender"]
+
+
+def test_every_setting_of_production_is_declared_and_nothing_else() -> None:
+    assert DECLARED.keys() == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS.keys() - {"TRUSTED_PROXIES"}))
+def test_a_declared_value_is_the_default_or_empty(name: str) -> None:
+    assert DECLARED[name] in ("", str(SETTINGS[name].default))
+
+
+def test_the_load_balancer_and_nginx_are_the_trusted_proxies() -> None:
+    assert DECLARED["TRUSTED_PROXIES"] == "2"
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+def test_a_secret_is_not_in_the_repository(name: str) -> None:
+    assert DECLARED[name] == ""
+
+
+def test_the_declared_values_and_the_operators_own_make_a_configuration() -> None:
+    own = {
+        "DB_CONN_STR": "mysql+pymysql://user:password@host/registration",
+        "SECRET_PIN": "correct horse battery staple",
+        "SES_REGION": "us-east-1",
+        "SES_SENDER": "security@example.org",
+    }
+    assert config.read(DECLARED | own).TRUSTED_PROXIES == 2
+
+
+def test_the_environment_fits_into_what_elastic_beanstalk_allows() -> None:
+    assert sum(len(f"{name}={value}".encode()) + 1 for name, value in DECLARED.items()) <= LARGEST_ENVIRONMENT
+
+
+def test_one_instance_alone_migrates_the_database() -> None:
+    migrations = [entry for entry in sections("container_commands").values() if "db upgrade" in entry["command"]]
+    assert len(migrations) == 1
+    assert migrations[0]["leader_only"] is True
+    assert migrations[0]["command"].startswith("source /var/app/venv/*/bin/activate && ")
+
+
+def test_there_is_https_and_nothing_else() -> None:
+    assert VALUES["aws:elbv2:listener:default", "ListenerEnabled"] == "false"
+    assert VALUES["aws:elbv2:listener:443", "ListenerEnabled"] == "true"
+    assert VALUES["aws:elbv2:listener:443", "Protocol"] == "HTTPS"
+
+
+def test_the_certificate_is_left_to_the_operator() -> None:
+    """An empty or an invented one would stand in the way: it cannot be told from a forgotten one."""
+    assert ("aws:elbv2:listener:443", "SSLCertificateArns") not in VALUES
+
+
+def test_the_health_check_asks_a_route_that_needs_no_database() -> None:
+    application = Flask(__name__)
+    application.register_blueprint(health.bp)
+    assert application.test_client().get(VALUES[PROCESS, "HealthCheckPath"]).status_code == 200
+
+
+def test_a_waiting_broadcast_is_cut_off_by_nobody() -> None:
+    wait = float(DECLARED["BROADCAST_WAIT_SECONDS"])
+    assert wait < VALUES["aws:elbv2:loadbalancer", "IdleTimeout"]
+    assert wait < NGINX_READ_SECONDS
+    assert "proxy_read_timeout" not in NGINX
+    assert wait < GUNICORN["graceful_timeout"] <= VALUES[PROCESS, "DeregistrationDelay"]
+
+
+def test_gunicorn_has_as_many_threads_as_a_pool_has_connections() -> None:
+    assert GUNICORN["worker_class"] == "gthread"
+    assert GUNICORN["threads"] == config.WEB_THREADS
+
+
+def test_gunicorn_is_reached_through_nginx_alone_and_opens_no_socket_of_its_own() -> None:
+    assert GUNICORN["bind"] == "127.0.0.1:8000"
+    assert GUNICORN["control_socket_disable"] is True
+
+
+def test_gunicorn_keeps_requests_out_of_its_logs(caplog: pytest.LogCaptureFixture) -> None:
+    assert GUNICORN["accesslog"] is None
+    gunicorn = logging.getLogger("gunicorn.error")
+    gunicorn.warning("Invalid request from ip=127.0.0.1: 'GET /api/registration?email=ann@example.org'")
+    gunicorn.error("Error handling request %s %s", "GET", "/api/registration?email=ann@example.org")
+    gunicorn.warning("Worker %s was terminated", 7)
+    assert len(caplog.messages) == 3
+    assert "ann@example.org" not in caplog.text
+    assert caplog.messages[2] == "Worker 7 was terminated"
+
+
+def test_nginx_logs_no_query_string_and_no_referer() -> None:
+    formats = re.findall(r"log_format\s+(\S+)([^;]*);", NGINX)
+    assert [name for name, _ in formats] == ["main"]
+    assert set(re.findall(r"\$\w+", formats[0][1])) <= LOGGED
+    assert re.findall(r"access_log\s+([^;]*);", NGINX) == ["/var/log/nginx/access.log main"]
+
+
+def test_nginx_writes_no_error_messages_about_requests() -> None:
+    of_requests = NGINX[NGINX.index("http {") :]
+    assert re.findall(r"error_log\s+\S+\s+(\w+);", of_requests) == ["emerg"]
+
+
+def test_nginx_includes_what_elastic_beanstalk_generates() -> None:
+    server = NGINX[NGINX.index("server {") :]
+    assert "include conf.d/elasticbeanstalk/*.conf;" in server
+    assert "include conf.d/*.conf;" in NGINX[: NGINX.index("server {")]
+    assert "map $http_upgrade $connection_upgrade {" in NGINX
+
+
+def test_nginx_leaves_the_answer_to_a_body_that_is_too_large_to_the_application() -> None:
+    megabytes = re.search(r"client_max_body_size (\d+)m;", NGINX)
+    assert megabytes is not None
+    assert int(megabytes[1]) * 1024 * 1024 > LARGEST_BODY
+
+
+def test_there_are_hooks_for_the_log_file() -> None:
+    assert {hook.name for hook in HOOKS} == {"10_log_file.sh", "10_stream_log_file.sh"}
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: str(hook.relative_to(ROOT)))
+def test_a_hook_can_be_executed(hook: Path) -> None:
+    assert os.access(hook, os.X_OK)
+    assert hook.read_text().startswith("#!/bin/sh\n")
+
+
+def test_the_log_file_is_made_rotated_collected_and_streamed() -> None:
+    log_file = DECLARED["LOG_FILE"]
+    directory, _, name = log_file.rpartition("/")
+    hook = (ROOT / ".platform/hooks/prebuild/10_log_file.sh").read_text()
+    assert f"directory={directory}\n" in hook
+    assert f"file=$directory/{name}\n" in hook
+    files = sections("files")
+    assert files["/etc/logrotate.d/openemr-product-registration"]["content"].startswith(f"{log_file} {{\n")
+    for task in ("taillogs.d", "bundlelogs.d"):
+        assert log_file in files[f"/opt/elasticbeanstalk/tasks/{task}/openemr-product-registration.conf"]["content"]
+    agent = "/opt/aws/amazon-cloudwatch-agent/etc/openemr-product-registration.json"
+    streamed = json.loads(re.sub(r"`{.*?}`", "environment", files[agent]["content"]))
+    assert streamed["logs"]["logs_collected"]["files"]["collect_list"][0]["file_path"] == log_file
+    assert Path(agent).name in (ROOT / ".platform/hooks/postdeploy/10_stream_log_file.sh").read_text()
+
+
+def test_logs_are_kept_no_longer_than_ip_addresses() -> None:
+    assert VALUES["aws:elasticbeanstalk:cloudwatch:logs", "RetentionInDays"] <= int(DECLARED["IP_RETENTION_DAYS"])
