@@ -99,7 +99,7 @@ class Config:
     )
     TRUSTED_PROXIES: int = setting(
         0,
-        "How many proxies in front append to X-Forwarded-For: 0 for none, 1 for nginx alone, 2 for a load balancer and nginx.",
+        "How many proxies in front append to X-Forwarded-For: none, nginx alone (1), a load balancer and nginx (2).",
         minimum=0,
     )
     LOG_FILE: str = setting(
@@ -109,8 +109,8 @@ class Config:
     )
     PORT: int = setting(5000, "Port of the development server.", minimum=1)
     DEVELOPMENT: bool = setting(
-        False,
-        "Development defaults for all of the above, as `python application.py --dev` sets it; never in production.",
+        default=False,
+        meaning="Development defaults for all of the above; `python application.py --dev` sets it. Never in production.",
         development=True,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from flask import g, has_request_context
@@ -22,10 +23,8 @@ def configure(file: Path, *, readable: bool) -> None:
     """Send all log lines to standard output and to a file; a file that cannot be written is done without."""
     formatter: logging.Formatter = _Readable() if readable else _Json()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    try:
+    with suppress(OSError):
         handlers.append(logging.FileHandler(file))
-    except OSError:
-        pass
     root = logging.getLogger()
     for old in root.handlers[:]:
         if getattr(old, "is_ours", False):

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, exists, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
+from .db import rows_matched
 from .errors import UnknownBroadcastException
 from .mailers import Outcome, Recipient, Verdict
 from .messages import Message
@@ -107,7 +108,7 @@ def fill(session: Session, broadcast_id: int) -> bool:
         return False
     after, up_to = position.filled_to, min(position.filled_to + _IDS_AT_ONCE, position.audience_end)
     chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
-    if not _rows(session, chunk.values(filled_to=up_to)):
+    if not rows_matched(session, chunk.values(filled_to=up_to)):
         return False
     columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
     lines = select(literal(broadcast_id), Registration.id, literal(DeliveryStatus.QUEUED.value), literal(0))
@@ -128,9 +129,7 @@ def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: d
     session.execute(
         update(Delivery)
         .where(Delivery.id.in_(ids), Delivery.status == DeliveryStatus.QUEUED)
-        .values(
-            status=DeliveryStatus.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1
-        )
+        .values(status=DeliveryStatus.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1)
     )
     claimed = session.execute(
         select(Delivery.id, Registration.email, Registration.status)
@@ -171,10 +170,10 @@ def release(session: Session, batch: Batch) -> None:
     _requeue(session, batch.lease, [recipient.delivery_id for recipient in batch.recipients])
 
 
-def expire(session: Session, broadcast_id: int, now: datetime) -> None:
+def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
     """Queue deliveries again whose lease has run out: nobody is lost, at the risk of a second copy.
 
-    After MOST_ATTEMPTS calls without an answer a delivery has failed.
+    After MOST_ATTEMPTS calls without an answer a delivery has failed. Returns whether there were any.
     """
     expired = select(Delivery.id, Delivery.attempts).where(
         Delivery.broadcast_id == broadcast_id,
@@ -193,6 +192,7 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> None:
     if len(rows) > len(exhausted):
         reason = func.coalesce(Delivery.reason, _INTERRUPTED)
         session.execute(again.values(status=DeliveryStatus.QUEUED, lease=None, leased_until=None, reason=reason))
+    return bool(rows)
 
 
 def pause(session: Session, broadcast_id: int, *, reason: str, resume_at: datetime) -> None:
@@ -210,7 +210,7 @@ def finish(session: Session, broadcast_id: int, now: datetime) -> bool:
         Broadcast.filled_to >= Broadcast.audience_end,
         ~exists().where(Delivery.broadcast_id == broadcast_id, unsettled),
     )
-    return bool(_rows(session, done.values(status=BroadcastStatus.SENT, finished_at=now)))
+    return bool(rows_matched(session, done.values(status=BroadcastStatus.SENT, finished_at=now)))
 
 
 def status_of(session: Session, broadcast_id: int) -> BroadcastStatus:
@@ -234,7 +234,7 @@ def progress(session: Session, broadcast_id: int) -> Progress:
     if broadcast is None:
         raise UnknownBroadcastException
     by_status = select(Delivery.status, func.count()).where(Delivery.broadcast_id == broadcast_id)
-    counts = dict(session.execute(by_status.group_by(Delivery.status)).tuples().all())
+    counts = dict(session.execute(by_status.group_by(Delivery.status)).all())
     ended = {status: counts.get(status, 0) for status in FINAL}
     recipients = sum(counts.values()) if broadcast.filled else broadcast.recipients
     return Progress(
@@ -248,9 +248,7 @@ def progress(session: Session, broadcast_id: int) -> Progress:
 
 
 def _in_audience(after: int, up_to: int) -> ColumnElement[bool]:
-    return and_(
-        Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE
-    )
+    return and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
 
 
 def _accept(session: Session, message_ids: dict[int, str | None], now: datetime) -> None:
@@ -280,7 +278,3 @@ def _held(lease: str, delivery_ids: Any) -> Any:
     return update(Delivery).where(
         Delivery.id.in_(delivery_ids), Delivery.lease == lease, Delivery.status == DeliveryStatus.SENDING
     )
-
-
-def _rows(session: Session, statement: Any) -> int:
-    return session.execute(statement).rowcount

@@ -12,13 +12,26 @@ import uuid
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import BINARY, BigInteger, Connection, DateTime, Dialect, Engine, Integer, MetaData, String, event
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    CursorResult,
+    DateTime,
+    Dialect,
+    Engine,
+    Executable,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    event,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -74,7 +87,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 class UuidBytes(TypeDecorator[uuid.UUID]):
     """A UUID in sixteen bytes."""
 
-    impl = BINARY(16)
+    impl = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql")
     cache_ok = True
 
     def process_bind_param(self, value: uuid.UUID | None, dialect: Dialect) -> bytes | None:
@@ -108,6 +121,11 @@ class Names(TypeDecorator[StrEnum]):
 def autocommit() -> AbstractContextManager[Connection]:
     """Return a connection on which every statement commits itself."""
     return db.engines[AUTOCOMMIT].connect()
+
+
+def rows_matched(session: Session, statement: Executable) -> int:
+    """Execute an UPDATE and return how many rows it was about."""
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount
 
 
 def engine_options(url: str, *, pool_size: int, autocommit: bool = False) -> dict[str, Any]:

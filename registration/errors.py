@@ -13,7 +13,7 @@ class InvalidEmailException(RegistrationError):
 
 
 class AlreadyRegisteredException(RegistrationError):
-    """This e-mail address is already registered."""
+    """The e-mail address is already registered."""
 
 
 class InvalidSecretPinException(RegistrationError):

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from . import versions
 from .addresses import Address
+from .db import rows_matched
 from .errors import AlreadyRegisteredException
 from .models import Installation, Registration, RegistrationCount, RegistrationStatus
 
@@ -50,7 +51,7 @@ def register(
         created_at=now,
     )
     try:
-        registration_id = connection.execute(new).inserted_primary_key[0]
+        registration_id = connection.execute(new).lastrowid
     except IntegrityError as error:
         if installation is None:
             raise AlreadyRegisteredException from error
@@ -118,4 +119,4 @@ def forget_ip_addresses(session: Session, *, window: int, before: datetime) -> i
         Registration.created_at < before,
         Registration.ip_address.is_not(None),
     )
-    return session.execute(forget.values(ip_address=None)).rowcount
+    return rows_matched(session, forget.values(ip_address=None))

@@ -29,7 +29,7 @@ SETTLE_SECONDS = 8.0
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
 _KNOWN_RATE_SECONDS, _UNKNOWN_RATE_SECONDS = 300.0, 10.0
-_EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 60.0, 3600.0
+_COUNT_SECONDS, _FORGET_SECONDS = 60.0, 3600.0
 _COUNT_MARGIN = timedelta(minutes=2)
 
 log = logging.getLogger(__name__)
@@ -92,12 +92,11 @@ class Sender:
             self._send(broadcast_id, batch, rate)
             return True
         with self.sessions.begin() as session:
-            if self._is_due(f"expire {broadcast_id}", _EXPIRE_SECONDS):
-                broadcasts.expire(session, broadcast_id, self.now())
+            expired = broadcasts.expire(session, broadcast_id, self.now())
             finished = broadcasts.finish(session, broadcast_id, self.now())
         if finished:
             log.info("a broadcast has been sent", extra={"broadcast": broadcast_id})
-        return filled or finished
+        return filled or expired or finished
 
     def _send(self, broadcast_id: int, batch: Batch, rate: float) -> None:
         if not batch.recipients:
@@ -117,8 +116,7 @@ class Sender:
         while True:
             try:
                 with self.sessions.begin() as session:
-                    broadcasts.settle(session, batch, outcomes, self.now())
-                return
+                    return broadcasts.settle(session, batch, outcomes, self.now())
             except DBAPIError:
                 if time.monotonic() > give_up:
                     raise

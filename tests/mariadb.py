@@ -40,32 +40,27 @@ class Server:
         """Start the server and wait until it answers."""
         program = shutil.which("mariadbd", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program is not None, MISSING
-        self.process = subprocess.Popen(
-            [
-                program,
-                "--no-defaults",
-                f"--datadir={self.folder / 'data'}",
-                f"--socket={self.socket}",
-                f"--pid-file={self.folder / 'pid'}",
-                "--bind-address=127.0.0.1",
-                f"--port={self.port}",
-                f"--innodb-flush-log-at-trx-commit={1 if self.durable else 0}",
-                f"--innodb-buffer-pool-size={'1G' if self.durable else '128M'}",
-                "--max-connections=300",
-                *_as_current_user(),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "log").open("ab"),
-        )
+        arguments = [
+            program,
+            "--no-defaults",
+            f"--datadir={self.folder / 'data'}",
+            f"--socket={self.socket}",
+            f"--pid-file={self.folder / 'pid'}",
+            "--bind-address=127.0.0.1",
+            f"--port={self.port}",
+            f"--innodb-flush-log-at-trx-commit={1 if self.durable else 0}",
+            f"--innodb-buffer-pool-size={'1G' if self.durable else '128M'}",
+            "--max-connections=300",
+            *_as_current_user(),
+        ]
+        log = self.folder / "log"
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=output)
         deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self.connect().close()
-                return
-            except pymysql.err.OperationalError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from None
-                time.sleep(0.05)
+        while not Path(self.socket).exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(log.read_text()[-2000:])
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """Stop the server; it can be started again with its data."""
@@ -119,7 +114,7 @@ def free_port() -> int:
     """Return a TCP port that was free just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def _as_current_user() -> list[str]:

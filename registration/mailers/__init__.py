@@ -55,4 +55,7 @@ class Mailer(Protocol):
         """
 
     def sending_rate(self) -> float | None:
-        """Return the recipients a second that the mail service grants, infinite where there is no limit, and None while it does not say."""
+        """Return the recipients a second that the mail service grants.
+
+        Infinite where there is no limit, and None while the service does not say.
+        """

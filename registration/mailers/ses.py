@@ -32,6 +32,7 @@ from . import Outcome, Recipient, Verdict
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
+    from mypy_boto3_sesv2.type_defs import EmailTemplateContentTypeDef
 
 BULK_ENTRIES = 50
 """https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html"""
@@ -42,7 +43,7 @@ CALLS_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
 
-_TEMPLATE = {"Subject": "{{subject}}", "Text": "{{text}}"}
+_TEMPLATE: EmailTemplateContentTypeDef = {"Subject": "{{subject}}", "Text": "{{text}}"}
 """The template is fixed. What a person wrote travels as data only: inside a template, `{{ x }}` would vanish."""
 
 _TOO_FAST = (Verdict.THROTTLED, "Amazon SES asked to slow down.")
@@ -141,9 +142,9 @@ class SesMailer:
                 return [self._send_one(message, recipients[0])]
             return self._send_bulk(message, recipients)
         except _ERRORS as error:
-            if len(recipients) > 1 and _code(error) in _ABOUT_THE_MESSAGE:
-                return self._send_one_by_one(message, recipients)
             verdict, reason = judge(error)
+            if verdict is Verdict.REFUSED and len(recipients) > 1:
+                return self._send_one_by_one(message, recipients)
             log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
@@ -173,7 +174,8 @@ class SesMailer:
             },
             EmailTags=_tags(recipient),
         )
-        return Outcome(Verdict.ACCEPTED, message_id=answer.get("MessageId"))
+        message_id = answer.get("MessageId")
+        return Outcome(Verdict.ACCEPTED, message_id=message_id) if message_id else _outcome(_NO_ANSWER)
 
     def _send_bulk(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         data = json.dumps({"subject": message.subject, "text": message.text}, ensure_ascii=False)

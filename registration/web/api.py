@@ -51,7 +51,7 @@ def register() -> ResponseReturnValue:
 @access.public
 def count() -> ResponseReturnValue:
     """Tell how many addresses are registered."""
-    return {"count": registrations.count(db.session)}
+    return {"count": registrations.count(db.session())}
 
 
 @bp.post("/broadcast")
@@ -60,18 +60,18 @@ def broadcast() -> ResponseReturnValue:
     """Send a message to everybody who is registered."""
     fields = Fields(request, unreadable=InvalidEmailMessageException)
     message = messages.compose(fields.text("title"), fields.text("contents"))
-    broadcast_id = broadcasts.start(db.session, message, datetime.now(UTC)).id
+    broadcast_id = broadcasts.start(db.session(), message, datetime.now(UTC)).id
     db.session.commit()
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     _wait_for_end(broadcast_id)
-    return _answer(broadcasts.progress(db.session, broadcast_id))
+    return _answer(broadcasts.progress(db.session(), broadcast_id))
 
 
 @bp.get(f"/broadcast/<int(max={LARGEST_ID}):broadcast_id>")
 @access.secret_pin
 def show_broadcast(broadcast_id: int) -> ResponseReturnValue:
     """Tell how far a broadcast has come."""
-    return _figures(broadcasts.progress(db.session, broadcast_id))
+    return _figures(broadcasts.progress(db.session(), broadcast_id))
 
 
 def _installation(fields: Fields) -> InstallationReport | None:
@@ -97,7 +97,7 @@ def _ip_address() -> str | None:
 def _wait_for_end(broadcast_id: int) -> None:
     """Wait until the broadcast is no longer sending, but not longer than the settings say."""
     give_up = time.monotonic() + current_app.config["BROADCAST_WAIT_SECONDS"]
-    while broadcasts.status_of(db.session, broadcast_id) is BroadcastStatus.SENDING:
+    while broadcasts.status_of(db.session(), broadcast_id) is BroadcastStatus.SENDING:
         db.session.rollback()
         if time.monotonic() >= give_up:
             return

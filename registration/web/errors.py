@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 
 from flask import Flask, Response, json
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from flask.typing import ResponseReturnValue
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..errors import (
@@ -41,7 +43,7 @@ def init_app(application: Flask) -> None:
     """Answer every error with a problem; none tells the caller about SQL, AWS or our code."""
     application.register_error_handler(RegistrationError, _refuse)
     application.register_error_handler(HTTPException, _answer_http)
-    for unavailable in (OperationalError, InterfaceError, TimeoutError):
+    for unavailable in (OperationalError, InterfaceError, PoolTimeoutError):
         application.register_error_handler(unavailable, _answer_unavailable)
     application.register_error_handler(Exception, _answer_unexpected)
 
@@ -61,7 +63,7 @@ def _refuse(error: RegistrationError) -> Response:
     return response
 
 
-def _answer_http(error: HTTPException) -> Response:
+def _answer_http(error: HTTPException) -> ResponseReturnValue:
     if error.response is not None or error.code is None or error.code < 400:
         return error.get_response()
     response = problem(error.code, error.name, _SENTENCES.get(error.code, error.description or error.name))
@@ -78,6 +80,6 @@ def _answer_unavailable(error: Exception) -> Response:
     return response
 
 
-def _answer_unexpected(error: Exception) -> Response:
+def _answer_unexpected(error: Exception) -> ResponseReturnValue:
     log.error("a request failed", exc_info=error)
     return _answer_http(InternalServerError())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
@@ -11,14 +13,14 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+TABLE: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 
 def upgrade() -> None:
     op.create_table(
         "registration",
         sa.Column("id", large_id(), nullable=False),
-        sa.Column("product_id", sa.BINARY(16), nullable=False),
+        sa.Column("product_id", sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql"), nullable=False),
         sa.Column("email", ascii_string(254), nullable=False),
         sa.Column("email_key", ascii_string(254), nullable=False),
         sa.Column("status", ascii_string(16), nullable=False),
@@ -40,7 +42,7 @@ def upgrade() -> None:
     op.create_table(
         "installation",
         sa.Column("id", large_id(), nullable=False),
-        sa.Column("registration_id", sa.BigInteger(), nullable=False),
+        sa.Column("registration_id", large_id(), nullable=False),
         sa.Column("version", sa.String(64), nullable=False),
         sa.Column("version_key", sa.BigInteger()),
         sa.Column("distribution", sa.String(64), nullable=False),
@@ -78,8 +80,8 @@ def upgrade() -> None:
     op.create_table(
         "delivery",
         sa.Column("id", large_id(), nullable=False),
-        sa.Column("broadcast_id", sa.BigInteger(), nullable=False),
-        sa.Column("registration_id", sa.BigInteger(), nullable=False),
+        sa.Column("broadcast_id", large_id(), nullable=False),
+        sa.Column("registration_id", large_id(), nullable=False),
         sa.Column("status", ascii_string(16), nullable=False),
         sa.Column("attempts", sa.SmallInteger(), nullable=False),
         sa.Column("lease", ascii_string(32)),
@@ -110,7 +112,7 @@ def downgrade() -> None:
         op.drop_table(table)
 
 
-def large_id() -> sa.types.TypeEngine[int]:
+def large_id() -> sa.types.TypeEngine[Any]:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -118,5 +120,5 @@ def ascii_string(length: int) -> sa.types.TypeEngine[str]:
     return sa.String(length).with_variant(mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql")
 
 
-def utc() -> sa.types.TypeEngine[object]:
+def utc() -> sa.types.TypeEngine[Any]:
     return sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")

@@ -1,0 +1,70 @@
+"""Column types and engines."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from flask import Flask
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import StatementError
+
+from registration.db import autocommit, db
+from registration.models import Registration, RegistrationStatus
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask):
+    with application.app_context():
+        yield
+
+
+def store(created_at: datetime) -> Registration:
+    row = {
+        "product_id": uuid.UUID(int=7),
+        "email": "a@example.org",
+        "email_key": "a@example.org",
+        "status": RegistrationStatus.ACTIVE,
+        "created_at": created_at,
+    }
+    db.session.execute(insert(Registration).values(row))
+    return db.session.execute(select(Registration)).scalar_one()
+
+
+def test_a_time_comes_back_aware_in_utc_to_the_microsecond() -> None:
+    assert store(NOW.astimezone(timezone(timedelta(hours=-5)))).created_at == NOW
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(StatementError, match="without a zone"):
+        store(NOW.replace(tzinfo=None))
+
+
+def test_ids_and_names_come_back_as_what_they_were() -> None:
+    stored = store(NOW)
+
+    assert stored.product_id == uuid.UUID(int=7)
+    assert stored.status is RegistrationStatus.ACTIVE
+
+
+def test_a_statement_on_an_autocommit_connection_stands_at_once() -> None:
+    with autocommit() as connection:
+        connection.execute(text("UPDATE pace SET free_at = 5"))
+        assert db.session.execute(text("SELECT free_at FROM pace")).scalar_one() == 5
+
+
+def test_parameters_stay_out_of_error_messages() -> None:
+    with pytest.raises(StatementError) as caught:
+        db.session.execute(text("SELECT no_such_column FROM pace WHERE id = :id"), {"id": "ann@example.org"})
+
+    assert "ann@example.org" not in str(caught.value)
+
+
+def test_transactions_on_mysql_read_what_is_committed() -> None:
+    if db.engine.dialect.name == "mysql":
+        assert db.session.connection().get_isolation_level() == "READ COMMITTED"
+    else:
+        assert db.session.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"

@@ -1,0 +1,76 @@
+"""The shared pace."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from flask import Flask
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.orm import sessionmaker
+
+from registration import pacing
+from registration.db import db
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def sessions(application: Flask) -> sessionmaker:
+    with application.app_context():
+        return sessionmaker(db.engine)
+
+
+def reserve(sessions: sessionmaker, messages: int, *, now: float, rate: float = 10.0) -> float:
+    with sessions.begin() as session:
+        return pacing.reserve(session, messages, rate=rate, now=now)
+
+
+def test_the_first_batch_goes_at_once_and_the_next_waits_for_its_time(sessions: sessionmaker) -> None:
+    assert reserve(sessions, 5, now=NOW) == 0
+    assert reserve(sessions, 5, now=NOW) == pytest.approx(0.5, abs=1e-5)
+    assert reserve(sessions, 5, now=NOW + 0.25) == pytest.approx(0.75, abs=1e-5)
+
+
+def test_idle_time_is_not_saved_up_for_a_burst(sessions: sessionmaker) -> None:
+    reserve(sessions, 5, now=NOW)
+
+    assert reserve(sessions, 5, now=NOW + 3600) == 0
+    assert reserve(sessions, 5, now=NOW + 3600) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_backing_off_holds_everybody_and_never_shortens_a_wait(sessions: sessionmaker) -> None:
+    with sessions.begin() as session:
+        pacing.back_off(session, 2.0, now=NOW)
+        pacing.back_off(session, 1.0, now=NOW)
+
+    assert reserve(sessions, 1, now=NOW) == pytest.approx(2.0, abs=1e-5)
+    assert reserve(sessions, 50, now=NOW, rate=float("inf")) == pytest.approx(2.1, abs=1e-5)
+
+
+def test_simultaneous_senders_share_one_rate(sessions: sessionmaker) -> None:
+    waits: list[float] = []
+
+    def work() -> None:
+        for _ in range(5):
+            waits.append(reserve(sessions, 1, now=NOW))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(waits) == pytest.approx([number / 10 for number in range(20)], abs=1e-5)
+
+
+@given(rate=st.floats(0.01, 10_000), largest=st.integers(1, 50))
+def test_a_batch_is_at_least_one_and_no_more_than_a_fraction_of_a_second(rate: float, largest: int) -> None:
+    size = pacing.batch_size(rate, largest)
+
+    assert 1 <= size <= largest
+    assert size == 1 or size <= rate * pacing.BATCH_SECONDS
+
+
+def test_an_unlimited_rate_fills_the_batch() -> None:
+    assert pacing.batch_size(float("inf"), 50) == 50

@@ -1,0 +1,330 @@
+"""The loop that sends, against the outbox and against mailers that fail in every way."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from registration import broadcasts
+from registration import sender as sender_module
+from registration.broadcasts import Progress
+from registration.db import db
+from registration.mailers import Outcome, Recipient, Verdict
+from registration.messages import Message
+from registration.models import BroadcastStatus, Delivery, Registration, RegistrationCount, RegistrationStatus
+from registration.sender import Sender
+
+from . import factories
+
+ACCEPTED = Outcome(Verdict.ACCEPTED, message_id="0100-1")
+
+
+class ScriptedMailer:
+    """Answers as a script says, and accepts everything when the script has ended."""
+
+    largest_batch = 2
+
+    def __init__(self, rate: float | None = math.inf) -> None:
+        self.rate = rate
+        self.script: list[Callable[[Sequence[Recipient]], list[Outcome]]] = []
+        self.sent: list[str] = []
+        self.times: list[float] = []
+
+    def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        self.times.append(time.monotonic())
+        outcomes = self.script.pop(0)(recipients) if self.script else [ACCEPTED] * len(recipients)
+        for recipient, outcome in zip(recipients, outcomes, strict=True):
+            if outcome.verdict is Verdict.ACCEPTED:
+                self.sent.append(recipient.address)
+        return outcomes
+
+    def sending_rate(self) -> float | None:
+        return self.rate
+
+
+@pytest.fixture
+def mailer() -> ScriptedMailer:
+    return ScriptedMailer()
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask) -> Iterator[None]:
+    with application.app_context():
+        yield
+
+
+@pytest.fixture
+def scripted(sender: Sender, mailer: ScriptedMailer) -> Sender:
+    return replace(sender, mailer=mailer)
+
+
+def work(sender: Sender) -> None:
+    """Let the sender work until it has nothing to do."""
+    while sender.step():
+        pass
+
+
+def progress(broadcast_id: int) -> Progress:
+    db.session.rollback()
+    return broadcasts.progress(db.session, broadcast_id)
+
+
+def always(verdict: Verdict, reason: str = "Because.") -> Callable[[Sequence[Recipient]], list[Outcome]]:
+    return lambda recipients: [Outcome(verdict, reason=reason)] * len(recipients)
+
+
+def test_everybody_gets_the_message_once(sender: Sender, tmp_path: Path) -> None:
+    emails = factories.register(120)
+    broadcast_id = factories.start_broadcast()
+
+    work(sender)
+
+    files = sorted(file.name.partition("-")[2] for file in (tmp_path / "outbox").glob("*.eml"))
+    assert files == sorted(f"{email}.eml" for email in emails)
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.recipients, figures.sent) == (BroadcastStatus.SENT, 120, 120)
+
+
+def test_two_broadcasts_are_both_sent_the_older_first(scripted: Sender, mailer: ScriptedMailer) -> None:
+    first = factories.register(4)
+    ids = [factories.start_broadcast("One"), factories.start_broadcast("Two")]
+
+    work(scripted)
+
+    assert [progress(broadcast_id).sent for broadcast_id in ids] == [4, 4]
+    assert mailer.sent == first + first
+
+
+def test_a_throttled_batch_is_sent_later_and_everybody_backs_off(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    mailer.script = [always(Verdict.THROTTLED)]
+
+    work(scripted)
+
+    assert progress(broadcast_id).sent == 2
+    assert mailer.times[1] - mailer.times[0] >= sender_module.BACK_OFF_SECONDS * 0.9
+    assert db.session.execute(select(Delivery.attempts)).scalars().all() == [1, 1]
+
+
+def test_what_holds_for_everybody_pauses_the_broadcast_with_the_reason_and_fails_nobody(
+    scripted: Sender, mailer: ScriptedMailer
+) -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    mailer.script = [always(Verdict.HELD, "Sending is paused in Amazon SES.")]
+
+    work(scripted)
+
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.reason) == (BroadcastStatus.PAUSED, "Sending is paused in Amazon SES.")
+    assert (figures.failed, figures.remaining) == (0, 3)
+
+
+def test_a_paused_broadcast_goes_on_by_itself(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    mailer.script = [always(Verdict.HELD)]
+    work(scripted)
+
+    later = replace(scripted, now=lambda: datetime.now(UTC) + broadcasts.HOLD + timedelta(seconds=1))
+    work(later)
+
+    assert progress(broadcast_id).status is BroadcastStatus.SENT
+    assert len(mailer.sent) == 3
+
+
+def test_a_paused_broadcast_does_not_hold_the_next_one(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(1)
+    stuck, free = factories.start_broadcast("One"), factories.start_broadcast("Two")
+    mailer.script = [always(Verdict.HELD)]
+
+    work(scripted)
+
+    assert (progress(stuck).status, progress(free).status) == (BroadcastStatus.PAUSED, BroadcastStatus.SENT)
+
+
+def test_a_refused_address_fails_alone(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    mailer.script = [lambda _: [Outcome(Verdict.REFUSED, reason="No."), ACCEPTED]]
+
+    work(scripted)
+
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.sent, figures.failed) == (BroadcastStatus.SENT, 1, 1)
+
+
+def test_nobody_is_lost_when_the_answer_is(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    mailer.script = [always(Verdict.UNKNOWN)]
+    work(scripted)
+    assert (progress(broadcast_id).status, mailer.sent) == (BroadcastStatus.SENDING, [])
+
+    work(replace(scripted, now=lambda: datetime.now(UTC) + broadcasts.LEASE + timedelta(seconds=5)))
+
+    assert progress(broadcast_id).sent == len(mailer.sent) == 2
+
+
+def test_nobody_who_opted_out_meanwhile_is_mailed(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(4)
+    broadcast_id = factories.start_broadcast()
+    scripted.step()
+    db.session.execute(update(Registration).values(status=RegistrationStatus.OPTED_OUT))
+    db.session.commit()
+
+    work(scripted)
+
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.sent, figures.skipped) == (BroadcastStatus.SENT, 2, 2)
+    assert len(mailer.sent) == 2
+
+
+def test_the_operators_limit_and_the_services_rate_are_both_kept(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(5)
+    factories.start_broadcast()
+    mailer.rate = 1000.0
+    limited = replace(scripted, sending_rate=10.0)
+
+    work(limited)
+
+    assert mailer.times[-1] - mailer.times[0] >= 0.35
+    assert replace(limited, mailer=ScriptedMailer(rate=4.0))._rate() == 4.0
+
+
+def test_an_unknown_rate_is_taken_to_be_the_lowest_and_asked_for_again(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailer.rate = None
+    assert scripted._rate() == sender_module.SLOWEST_RATE
+    mailer.rate = 14.0
+    assert scripted._rate() == sender_module.SLOWEST_RATE
+
+    monkeypatch.setattr(time, "monotonic", lambda: time.perf_counter() + 1e9)
+
+    assert scripted._rate() == 14.0
+
+
+def test_stopping_finishes_the_batch_in_hand_and_leaves_the_rest(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(6)
+    broadcast_id = factories.start_broadcast()
+
+    def stop_while_sending(recipients: Sequence[Recipient]) -> list[Outcome]:
+        scripted.stop()
+        return [ACCEPTED] * len(recipients)
+
+    mailer.script = [stop_while_sending]
+    scripted.run()
+
+    figures = progress(broadcast_id)
+    assert (figures.sent, figures.remaining) == (2, 4)
+    db.session.rollback()
+    assert db.session.execute(select(Delivery.status).where(Delivery.status == "sending")).all() == []
+
+
+def test_stopping_while_waiting_for_the_pace_gives_the_batch_back(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    slow = replace(scripted, sending_rate=0.1)
+    thread = threading.Thread(target=slow.run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not mailer.sent and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+
+    slow.stop()
+    thread.join(5)
+
+    assert not thread.is_alive()
+    figures = progress(broadcast_id)
+    assert (figures.sent, figures.remaining) == (1, 2)
+    db.session.rollback()
+    assert set(db.session.execute(select(Delivery.lease)).scalars()) == {None}
+
+
+def test_outcomes_survive_a_database_that_is_away_for_a_moment(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+    failures = [OperationalError("", {}, Exception("gone")), OperationalError("", {}, Exception("gone"))]
+    settle = broadcasts.settle
+
+    def settle_at_last(*arguments: object) -> None:
+        if failures:
+            raise failures.pop()
+        settle(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(broadcasts, "settle", settle_at_last)
+
+    work(scripted)
+
+    assert progress(broadcast_id).sent == len(mailer.sent) == 1
+
+
+def test_outcomes_that_cannot_be_written_down_are_not_held_for_ever(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+    monkeypatch.setattr(sender_module, "SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+
+    def fail(*_: object) -> None:
+        raise OperationalError("", {}, Exception("gone"))
+
+    monkeypatch.setattr(broadcasts, "settle", fail)
+
+    with pytest.raises(OperationalError):
+        work(scripted)
+
+
+@pytest.mark.parametrize("error", [OperationalError("", {}, Exception("gone")), RuntimeError("a bug")])
+def test_the_loop_outlives_any_failure(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+    underway = broadcasts.underway
+    failures = [error]
+
+    def fail_once(*arguments: object) -> Sequence[int]:
+        if failures:
+            raise failures.pop()
+        return underway(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(broadcasts, "underway", fail_once)
+    thread = threading.Thread(target=scripted.run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not mailer.sent and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scripted.stop()
+    thread.join(5)
+
+    assert len(mailer.sent) == 1
+
+
+def test_the_house_is_kept(scripted: Sender) -> None:
+    old = datetime.now(UTC) - timedelta(days=91)
+    factories.register(2, created_at=old, ip_address="192.0.2.1")
+    factories.register(1, ip_address="192.0.2.1")
+
+    scripted.step()
+
+    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 2
+    assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None, None, "192.0.2.1"]
