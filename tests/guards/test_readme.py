@@ -1,0 +1,72 @@
+"""README's examples do what they say, and its commands exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from flask_migrate import upgrade
+from werkzeug.serving import make_server
+
+from config import DEVELOPMENT_PIN
+from registration import ROOT, create_sender
+
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```sh\n(curl .*?)\n```\n```json\n(.*?)\n```", README, re.DOTALL)
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.fixture
+def server_url(
+    settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str
+) -> Iterator[str]:
+    settings |= {"SECRET_PIN": DEVELOPMENT_PIN, "BROADCAST_WAIT_SECONDS": "10"}
+    application = make_application(sqlite_url.replace("test.db", "readme.db"))
+    with application.app_context():
+        upgrade()
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    sender = create_sender(application)
+    threads = [threading.Thread(target=server.serve_forever), threading.Thread(target=sender.run)]
+    for thread in threads:
+        thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    sender.stop()
+    for thread in threads:
+        thread.join()
+    server.server_close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="install curl to try README's examples")
+def test_the_examples_answer_what_readme_says(server_url: str) -> None:
+    assert len(EXAMPLES) >= 6
+    for command, expected in EXAMPLES:
+        arguments = shlex.split(command.replace("\\\n", " ").replace("http://127.0.0.1:5000", server_url))
+        output = subprocess.run([*arguments, "--silent"], capture_output=True, check=True, timeout=30).stdout
+        assert without_ids(json.loads(output)) == without_ids(json.loads(expected)), command
+
+
+def without_ids(answer: dict[str, object]) -> dict[str, object]:
+    """Return an answer with every product id replaced by a word."""
+    return {name: "a uuid" if UUID.fullmatch(str(value)) else value for name, value in answer.items()}
+
+
+def test_every_make_target_that_readme_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"make (run|test|lint|bench)\b", README))
+    assert named == {"run", "test", "lint", "bench"}
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_file_that_readme_and_the_guides_link_to_exists() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
