@@ -7,6 +7,7 @@ safe development settings, and `python application.py --sender` runs the product
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import threading
@@ -59,9 +60,9 @@ def _serve(settings: config.Config) -> int:
         return 1
     sender = create_sender(application)
     thread = threading.Thread(target=sender.run, name="sender")
+    _on_termination(lambda: threading.Thread(target=server.shutdown).start())
     thread.start()
     _introduce(settings)
-    _on_termination(lambda: threading.Thread(target=server.shutdown).start())
     server.serve_forever()
     sender.stop()
     thread.join()
@@ -76,6 +77,7 @@ def _on_termination(stop: Callable[[], None]) -> None:
 def _introduce(settings: config.Config) -> None:
     url = f"http://{HOST}:{settings.PORT}"
     api = f"{url}/api/registration"
+    pin = shlex.quote(f"secretPin={settings.SECRET_PIN}")
     print(
         f"""
 OpenEMR Product Registration, for development: {url}
@@ -84,7 +86,7 @@ OpenEMR Product Registration, for development: {url}
   logs        {ROOT / settings.LOG_FILE}
 
   curl {api} -d email=ann@example.org
-  curl {api}/broadcast -d secretPin={settings.SECRET_PIN} -d title=Hello -d contents="This is a test."
+  curl {api}/broadcast --data-urlencode {pin} -d title=Hello -d contents="This is a test."
   curl {api}/unique
 
 Ctrl-C stops it.

@@ -110,7 +110,8 @@ class Config:
     PORT: int = setting(5000, "Port of the development server.", minimum=1)
     DEVELOPMENT: bool = setting(
         default=False,
-        meaning="Development defaults for all of the above; `python application.py --dev` sets it. Never in production.",
+        meaning="Development defaults for all of the above; "
+        "`python application.py --dev` sets it. Never in production.",
         development=True,
     )
 
@@ -124,12 +125,12 @@ def read(environment: Mapping[str, str] | None = None, *, development: bool | No
     problems: list[str] = []
     if development is None:
         development = _parse("DEVELOPMENT", environment.get("DEVELOPMENT", "").strip() or "false", bool, problems)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"DEVELOPMENT": development}
     for declared in fields(Config):
-        text = environment.get(declared.name, "").strip()
-        default = declared.metadata["development"] if development else declared.default
-        values[declared.name] = _read_one(declared, text, default, problems)
-    values["DEVELOPMENT"] = development
+        if declared.name not in values:
+            text = environment.get(declared.name, "").strip()
+            default = declared.metadata["development"] if development else declared.default
+            values[declared.name] = _read_one(declared, text, default, problems)
     config = Config(**values)
     problems += _contradictions(config)
     if problems:
@@ -178,12 +179,14 @@ def _database_url(text: str, problems: list[str]) -> str:
     """Return the URL with PyMySQL as the driver of MySQL and MariaDB alike."""
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         problems.append("DB_CONN_STR must be a URL such as mysql+pymysql://user:password@host/registration.")
         return text
     driver = _RESERVED_DRIVERS.get(url.drivername, url.drivername)
     if driver not in {"mysql+pymysql", "sqlite"}:
         problems.append("DB_CONN_STR must begin with mysql+pymysql:// or sqlite:///.")
+    if not url.database:
+        problems.append("DB_CONN_STR must name the database at its end.")
     return url.set(drivername=driver).render_as_string(hide_password=False)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from flask import g, has_request_context
 from pythonjsonlogger.json import JsonFormatter
 
-_ADDRESS = re.compile(r"[^\s\"'<>,;:@=(]+@[^\s\"'<>,;:@)]+")
+_ADDRESS = re.compile(r"[^\s\"<>,;:@(]+@[^\s\"'<>,;:@)\\]+")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "taskName"}
 
 

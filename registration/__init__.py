@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 def create_application(config: Config) -> Flask:
     """Build the WSGI application."""
     logger.configure(ROOT / config.LOG_FILE, readable=config.DEVELOPMENT)
-    application = Flask(__name__, instance_path=str(ROOT))
+    application = Flask(__name__, instance_path=str(ROOT), static_folder=None)
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.config.from_object(config)
     application.config.update(

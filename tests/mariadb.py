@@ -44,6 +44,7 @@ class Server:
             program,
             "--no-defaults",
             f"--datadir={self.folder / 'data'}",
+            f"--tmpdir={self.folder / 'tmp'}",
             f"--socket={self.socket}",
             f"--pid-file={self.folder / 'pid'}",
             "--bind-address=127.0.0.1",
@@ -91,11 +92,13 @@ def running(*, durable: bool = False) -> Iterator[Server]:
     """Start a server on a free port, and stop and delete it afterwards."""
     with tempfile.TemporaryDirectory(prefix="mariadb-") as folder:
         server = Server(Path(folder), free_port(), durable)
+        (server.folder / "tmp").mkdir()
         subprocess.run(
             [
                 "mariadb-install-db",
                 "--no-defaults",
                 f"--datadir={server.folder / 'data'}",
+                f"--tmpdir={server.folder / 'tmp'}",  # servers that share one get into each other's way
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
                 *_as_current_user(),

@@ -26,7 +26,7 @@ def secret_pin(view: View) -> View:
     @wraps(view)
     def guarded(**arguments: Any) -> Any:
         expected = current_app.config["SECRET_PIN"]
-        if not hmac.compare_digest(_given_pin().encode(), expected.encode()):
+        if not hmac.compare_digest(_given_pin(), expected.encode()):
             raise InvalidSecretPinException
         return view(**arguments)
 
@@ -43,13 +43,15 @@ def _decided(access: str, view: View) -> View:
     return view
 
 
-def _given_pin() -> str:
-    if request.authorization is not None and request.authorization.type == "bearer":
-        return request.authorization.token or ""
+def _given_pin() -> bytes:
+    # WSGI has headers in latin-1, and Werkzeug's own parser takes a token with an equals sign for parameters.
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip(" ").encode("latin-1")
     if request.method != "POST":
-        return ""
+        return b""
     fields = Fields(request, unreadable=InvalidEmailMessageException)
     try:
-        return fields.text("secretPin")
+        return fields.text("secretPin").encode()
     except InvalidEmailMessageException as error:
         raise InvalidSecretPinException from error

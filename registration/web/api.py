@@ -87,9 +87,9 @@ def _installation(fields: Fields) -> InstallationReport | None:
 
 
 def _ip_address() -> str | None:
-    """Return the client's address, or None when the proxies did not pass on a readable one."""
+    """Return the client's address without an IPv6 zone, or None when the proxies did not pass on a readable one."""
     try:
-        return str(ipaddress.ip_address(request.remote_addr or ""))
+        return str(ipaddress.ip_address((request.remote_addr or "").partition("%")[0]))
     except ValueError:
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 from flask import Request
 from werkzeug.exceptions import BadRequest
@@ -11,7 +12,6 @@ from werkzeug.exceptions import BadRequest
 from ..errors import RegistrationError, UnsupportedInputException
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_FORMS = {"application/x-www-form-urlencoded", "multipart/form-data"}
 
 
 class Fields:
@@ -23,7 +23,7 @@ class Fields:
 
     def __init__(self, request: Request, *, unreadable: type[RegistrationError]) -> None:
         self.unreadable = unreadable
-        self._values: dict[str, Any] = {**request.args, **self._read_body(request)}
+        self._values: dict[str, Any] = {**_pairs(request.query_string), **self._read_body(request)}
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -46,8 +46,10 @@ class Fields:
         return value if len(value) <= longest and value.isprintable() else None
 
     def _read_body(self, request: Request) -> Mapping[str, Any]:
-        if request.mimetype in _FORMS:
+        if request.mimetype == "multipart/form-data":
             return request.form
+        if request.mimetype == "application/x-www-form-urlencoded":
+            return _pairs(request.get_data())
         if not request.get_data():
             return {}
         if not request.is_json:
@@ -59,6 +61,14 @@ class Fields:
         if not isinstance(value, dict):
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
         return value
+
+
+def _pairs(encoded: bytes) -> dict[str, str]:
+    """Decode a form or query string; of two values with one name the first counts.
+
+    Werkzeug would leave bytes that are not UTF-8 percent-encoded, and `%FF` is a valid part of an address.
+    """
+    return dict(reversed(parse_qsl(encoded.decode(errors="replace"), keep_blank_values=True, errors="replace")))
 
 
 def _is_unicode(text: str) -> bool:

@@ -24,9 +24,7 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @pytest.fixture
-def server_url(
-    settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str
-) -> Iterator[str]:
+def server_url(settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str) -> Iterator[str]:
     settings |= {"SECRET_PIN": DEVELOPMENT_PIN, "BROADCAST_WAIT_SECONDS": "10"}
     application = make_application(sqlite_url.replace("test.db", "readme.db"))
     with application.app_context():

@@ -1,0 +1,84 @@
+"""Somebody decided for every route who may call it, and reading changes nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import select
+from werkzeug.routing import Rule
+
+from registration.db import Base, db
+from registration.web import access
+
+from .. import factories
+from ..conftest import HEADERS, PIN
+
+DECISIONS = {
+    "POST /api/registration": "public",
+    "GET /api/registration/unique": "public",
+    "POST /api/registration/broadcast": "secret pin",
+    "GET /api/registration/broadcast/<>": "secret pin",
+    "GET /health": "public",
+    "GET /ready": "public",
+}
+AUTOMATIC = {"HEAD", "OPTIONS"}
+
+
+def calls_of(rule: Rule) -> list[str]:
+    path = re.sub(r"<[^>]*>", "<>", rule.rule)
+    return [f"{method} {path}" for method in sorted((rule.methods or set()) - AUTOMATIC)]
+
+
+def rows() -> dict[str, list[Any]]:
+    """Return everything that is in the database."""
+    with db.engine.connect() as connection:
+        return {
+            table.name: [tuple(row) for row in connection.execute(select(table))]
+            for table in Base.metadata.sorted_tables
+        }
+
+
+def test_somebody_decided_for_every_route_who_may_call_it(application: Flask) -> None:
+    undecided = [
+        rule.rule
+        for rule in application.url_map.iter_rules()
+        if access.decision(application.view_functions[rule.endpoint]) is None
+    ]
+
+    assert undecided == []
+
+
+def test_the_decisions_are_these(application: Flask) -> None:
+    decisions = {
+        call: access.decision(application.view_functions[rule.endpoint])
+        for rule in application.url_map.iter_rules()
+        for call in calls_of(rule)
+    }
+
+    assert decisions == DECISIONS
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_what_only_reads_changes_nothing(application: Flask, method: str) -> None:
+    with application.app_context():
+        factories.register(2)
+        broadcast_id = factories.start_broadcast()
+        before = rows()
+    fields = {"email": "ann@example.org", "secretPin": PIN, "title": "Update now", "contents": "There is a hole."}
+
+    for rule in application.url_map.iter_rules():
+        path = re.sub(r"<[^>]*>", str(broadcast_id), rule.rule)
+        application.test_client().open(path, method=method, query_string=fields, headers=HEADERS)
+
+    with application.app_context():
+        assert rows() == before
+
+
+@pytest.mark.parametrize("call", [call for call, decision in DECISIONS.items() if decision == "secret pin"])
+def test_nobody_gets_past_the_pin_without_it(application: Flask, call: str) -> None:
+    method, path = call.replace("<>", "1").split()
+
+    assert application.test_client().open(path, method=method).status_code == 401

@@ -1,0 +1,348 @@
+"""The service's entrance, as a program of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from flask import Flask
+from flask_migrate import upgrade
+from sqlalchemy import update
+
+import config
+from registration import ROOT, broadcasts, create_sender
+from registration.db import db
+from registration.mailers.outbox import OutboxMailer
+from registration.mailers.ses import SesMailer
+from registration.models import Delivery, DeliveryStatus
+
+from . import factories, mariadb
+from .conftest import PIN, dispose, empty
+
+START_SECONDS = 30
+A_FEW_SECONDS = 10
+
+
+@dataclass
+class Program:
+    """`python application.py`, at work, and what it has printed."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def wait_for(self, text: str) -> str:
+        """Wait until the program has printed a text; return all that it has printed."""
+        wait_until(lambda: text in self.output.read_text() or self.process.poll() is not None)
+        printed = self.output.read_text()
+        assert text in printed
+        return printed
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal; return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(A_FEW_SECONDS)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of the program: none of our own settings but these."""
+    inherited = {name: value for name, value in os.environ.items() if name not in NAMES}
+    return {
+        **inherited,
+        "DB_CONN_STR": f"sqlite:///{tmp_path}/registration.db",
+        "OUTBOX_DIRECTORY": str(tmp_path / "outbox"),
+        "LOG_FILE": str(tmp_path / "log"),
+        "PORT": str(mariadb.free_port()),
+    }
+
+
+NAMES = {declared.name for declared in fields(config.Config)}
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+    """Start the program, somewhere else than in its own folder."""
+
+    @contextmanager
+    def start(*arguments: str, **settings: str) -> Iterator[Program]:
+        output = tmp_path / f"output-{uuid.uuid4().hex}"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, ROOT / "application.py", *arguments],
+                env=environment | settings,
+                cwd=tmp_path,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield Program(process, output)
+        finally:
+            process.kill()
+            process.wait()
+
+    return start
+
+
+def curl(line: str) -> Any:
+    """Run a printed line, without curl if need be, and return the answer's JSON."""
+    program, url, *options = shlex.split(line)
+    assert program == "curl"
+    if shutil.which(program):
+        output = subprocess.run(
+            [program, "--silent", url, *options], check=True, capture_output=True, timeout=60
+        ).stdout
+    else:
+        with urlopen(url, "&".join(options[1::2]).encode() or None) as response:
+            output = response.read()
+    return json.loads(output)
+
+
+def curl_lines(printed: str) -> list[str]:
+    return [line.strip() for line in printed.splitlines() if line.strip().startswith("curl ")]
+
+
+def mails(folder: Path) -> list[EmailMessage]:
+    return [message_from_bytes(file.read_bytes(), policy=default) for file in sorted(folder.glob("*.eml"))]
+
+
+def test_development_says_where_it_is_and_its_three_lines_work_as_printed(
+    start: Callable[..., Any], environment: dict[str, str], tmp_path: Path
+) -> None:
+    with start("--dev") as program:
+        printed = program.wait_for("Ctrl-C stops it.")
+        assert f"http://127.0.0.1:{environment['PORT']}\n" in printed
+        assert re.search(rf"pin +{config.DEVELOPMENT_PIN}\n", printed)
+        assert re.search(rf"mails +{tmp_path}/outbox\n", printed)
+        assert re.search(rf"logs +{tmp_path}/log\n", printed)
+
+        registered, sent, counted = [curl(line) for line in curl_lines(printed)]
+
+        assert program.end() == 0
+    assert uuid.UUID(registered["productId"])
+    assert (sent["status"], sent["recipients"], sent["sent"]) == ("sent", 1, 1)
+    assert counted == {"count": 1}
+    (mail,) = mails(tmp_path / "outbox")
+    assert mail.get_content_type() == "text/plain"
+    assert mail.get_content().splitlines() == ["This is a test."]
+    assert (mail["To"], mail["Subject"]) == ("ann@example.org", "Hello")
+    assert mail["From"].addresses[0].addr_spec == "registration@localhost.localdomain"
+    assert abs(parsedate_to_datetime(mail["Date"]) - datetime.now(UTC)) < timedelta(minutes=5)
+    assert re.fullmatch(r"<[^<>@\s]+@[^<>@\s]+>", mail["Message-ID"])
+    assert '"request"' not in (tmp_path / "log").read_text()
+    assert "request  method=POST route=/api/registration status=201" in (tmp_path / "log").read_text()
+
+
+def test_the_printed_lines_work_with_any_pin_and_ctrl_c_stops_it(start: Callable[..., Any]) -> None:
+    with start("--dev", SECRET_PIN="two words & 'a quote' + 100%41") as program:
+        lines = curl_lines(program.wait_for("Ctrl-C stops it."))
+
+        assert curl(lines[1])["status"] == "sent"
+        assert program.end(signal.SIGINT) == 0
+    assert "Traceback" not in program.output.read_text()
+
+
+def test_a_taken_port_is_said_so(start: Callable[..., Any], environment: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(environment["PORT"])))
+        taken.listen()
+        with start("--dev") as program:
+            assert program.process.wait(START_SECONDS) == 1
+
+    printed = program.output.read_text()
+    assert f"Port {environment['PORT']} is taken. Choose another: PORT=" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
+    start: Callable[..., Any],
+    environment: dict[str, str],
+    make_application: Callable[[str], Flask],
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    application = make_application(environment["DB_CONN_STR"])
+    with application.app_context():
+        upgrade()
+        emails = factories.register(12)
+        broadcast_id = factories.start_broadcast()
+    outbox = tmp_path / "outbox"
+
+    with start("--dev", SENDING_RATE="3") as program:
+        wait_until(lambda: len(mails(outbox)) >= 3)
+        program.end(number)
+    assert len(mails(outbox)) < len(emails)
+    with application.app_context():
+        assert broadcasts.progress(db.session(), broadcast_id).remaining > 0
+        let_leases_run_out()
+    with start("--dev") as program:
+        wait_until(lambda: is_sent(application, broadcast_id))
+        assert program.end() == 0
+
+    assert sorted(mail["To"] for mail in mails(outbox)) == sorted(emails)
+    with application.app_context():
+        assert broadcasts.progress(db.session(), broadcast_id).sent == len(emails)
+
+
+def let_leases_run_out() -> None:
+    """Let the minute pass after which a delivery that a dead sender held is sent again."""
+    held = update(Delivery).where(Delivery.status == DeliveryStatus.SENDING)
+    db.session.execute(held.values(leased_until=datetime.now(UTC) - timedelta(seconds=1)))
+    db.session.commit()
+
+
+def is_sent(application: Flask, broadcast_id: int) -> bool:
+    with application.app_context():
+        return broadcasts.status_of(db.session(), broadcast_id) == "sent"
+
+
+@pytest.mark.parametrize("others", [{}, {"SECRET_PIN": "short", "PORT": "http"}])
+def test_the_sender_without_settings_names_all_that_is_missing(
+    start: Callable[..., Any], others: dict[str, str]
+) -> None:
+    with start("--sender", **({"DB_CONN_STR": "", "LOG_FILE": ""} | others)) as program:
+        assert program.process.wait(START_SECONDS) == 2
+
+    printed = program.output.read_text()
+    for name in {"DB_CONN_STR", "SECRET_PIN", "SES_REGION", "SES_SENDER"} | others.keys():
+        assert f"- {name} " in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dev", "--sender"], ["--serve"]])
+def test_what_it_cannot_do_is_answered_with_how_to_use_it(start: Callable[..., Any], arguments: list[str]) -> None:
+    with start(*arguments) as program:
+        assert program.process.wait(START_SECONDS) == 2
+
+    assert "usage: application.py" in program.output.read_text()
+
+
+@pytest.fixture
+def production(mariadb_url: str, make_application: Callable[[str], Flask]) -> tuple[Flask, dict[str, str]]:
+    """An application on an empty, migrated MariaDB database, and the settings of a sender for it."""
+    application = make_application(mariadb_url)
+    with application.app_context():
+        upgrade()
+        empty()
+    settings = {"DB_CONN_STR": mariadb_url, "SECRET_PIN": PIN, "MAILER": "outbox", "SES_SENDER": "notices@example.org"}
+    return application, settings
+
+
+def test_the_sender_sends_what_waits_and_ends_on_sigterm(
+    start: Callable[..., Any], production: tuple[Flask, dict[str, str]], tmp_path: Path
+) -> None:
+    application, settings = production
+    with application.app_context():
+        emails = factories.register(60)
+        broadcast_id = factories.start_broadcast()
+
+    with start("--sender", **settings) as program:
+        program.wait_for("a broadcast has been sent")
+        assert is_sent(application, broadcast_id)
+        assert program.end() == 0
+
+    lines = [json.loads(line)["message"] for line in program.output.read_text().splitlines()]
+    assert (lines[0], lines[-1]) == ("the sender started", "the sender stopped")
+    assert sorted(mail["To"] for mail in mails(tmp_path / "outbox")) == sorted(emails)
+
+
+def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
+    start: Callable[..., Any], production: tuple[Flask, dict[str, str]], tmp_path: Path
+) -> None:
+    application, settings = production
+    with application.app_context():
+        factories.register(3)
+        broadcast_id = factories.start_broadcast()
+
+    with start("--sender", SENDING_RATE="0.02", **settings) as program:
+        wait_until(lambda: len(mails(tmp_path / "outbox")) == 1)
+        wait_until(lambda: progress(application, broadcast_id).sent == 1)
+        assert program.end() == 0
+
+    with application.app_context():
+        assert progress(application, broadcast_id).remaining == 2
+        assert db.session.query(Delivery).filter_by(status=DeliveryStatus.SENDING).count() == 0
+
+
+def progress(application: Flask, broadcast_id: int) -> broadcasts.Progress:
+    with application.app_context():
+        return broadcasts.progress(db.session(), broadcast_id)
+
+
+def test_the_settings_decide_how_mail_leaves(
+    settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str, tmp_path: Path
+) -> None:
+    outbox = create_sender(make_application(sqlite_url)).mailer
+    settings |= {"MAILER": "ses", "SES_REGION": "eu-west-1", "SES_SENDER": "notices@example.org"}
+    settings |= {"AWS_ACCESS_ID": "AKIA", "AWS_SECRET_KEY": "secret", "SES_CONFIGURATION_SET": "notices"}
+    ses = create_sender(make_application(sqlite_url)).mailer
+
+    assert isinstance(outbox, OutboxMailer)
+    assert (outbox.directory, outbox.sender) == (tmp_path / "outbox", "registration@localhost.localdomain")
+    assert isinstance(ses, SesMailer)
+    assert ses.client.meta.region_name == "eu-west-1"
+    assert ses.common == {"FromEmailAddress": "notices@example.org", "ConfigurationSetName": "notices"}
+
+
+def test_the_settings_decide_how_fast_it_sends_and_how_long_ip_addresses_stay(
+    settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str
+) -> None:
+    settings |= {"SENDING_RATE": "12.5", "IP_RETENTION_DAYS": "7"}
+
+    sender = create_sender(make_application(sqlite_url))
+
+    assert (sender.sending_rate, sender.ip_retention) == (12.5, timedelta(days=7))
+
+
+def test_a_web_server_takes_the_application_from_here(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, (environment | {"SECRET_PIN": PIN, "MAILER": "outbox"}).get(name, ""))
+    monkeypatch.delitem(sys.modules, "application", raising=False)
+
+    application = importlib.import_module("application").application
+
+    try:
+        assert application.test_client().get("/health").status_code == 200
+        assert application.config["DEVELOPMENT"] is False
+    finally:
+        dispose(application)
+
+
+def test_a_web_server_does_not_start_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "application", raising=False)
+
+    with pytest.raises(config.ConfigurationError, match="DB_CONN_STR is missing"):
+        importlib.import_module("application")

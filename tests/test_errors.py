@@ -1,0 +1,280 @@
+"""What a caller sees when something goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, abort
+from flask.testing import FlaskClient
+from flask_migrate import upgrade
+from sqlalchemy import create_engine, text
+from werkzeug.test import TestResponse
+
+from config import WEB_THREADS
+from registration import LARGEST_BODY, errors
+from registration.db import db
+from registration.web.errors import STATUS
+
+from . import factories, mariadb
+from .conftest import HEADERS, empty
+
+REGISTRATION = "/api/registration"
+UNIQUE = "/api/registration/unique"
+BROADCAST = "/api/registration/broadcast"
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data; boundary=b"
+PART = b'--b\r\nContent-Disposition: form-data; name="email"%b\r\n\r\n%b\r\n--b--\r\n'
+A_FEW_SECONDS = 10
+
+
+@pytest.fixture
+def offline(make_application: Callable[[str], Flask], sqlite_url: str) -> Flask:
+    """An application whose database does not matter."""
+    return make_application(sqlite_url)
+
+
+@pytest.fixture
+def own_server(mariadb_server: mariadb.Server) -> Iterator[mariadb.Server]:
+    """A MariaDB server that a test may stop, where there is one at all."""
+    with mariadb.running() as server:
+        yield server
+
+
+def assert_problem(response: TestResponse, status: int, title: str) -> None:
+    assert response.status_code == status
+    assert response.content_type == "application/problem+json"
+    body = response.json
+    assert body is not None
+    assert list(body) == ["type", "title", "status", "detail", "error"]
+    assert (body["type"], body["title"], body["status"]) == ("about:blank", title, status)
+    assert body["detail"] == body["error"] != ""
+
+
+def assert_unavailable(response: TestResponse) -> None:
+    assert_problem(response, 503, "Service Unavailable")
+    assert int(response.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize("error", errors.RegistrationError.__subclasses__())
+def test_every_error_of_ours_has_a_status_and_says_a_sentence(error: type[errors.RegistrationError]) -> None:
+    assert error in STATUS
+    assert str(error()) == error.__doc__
+    assert str(error("Something else.")) == "Something else."
+
+
+@pytest.mark.parametrize("error", STATUS)
+def test_an_error_of_ours_is_answered_with_its_name_and_its_sentence(
+    offline: Flask, error: type[errors.RegistrationError]
+) -> None:
+    @offline.get("/fails")
+    def fails() -> None:
+        raise error("This is why.")
+
+    response = offline.test_client().get("/fails")
+
+    assert response.status_code == STATUS[error]
+    assert response.content_type == "application/problem+json"
+    assert response.json == {
+        "type": f"tag:open-emr.org,2026:product-registration/{error.__name__}",
+        "title": error.__name__,
+        "status": STATUS[error],
+        "detail": "This is why.",
+        "error": "This is why.",
+    }
+    assert ("WWW-Authenticate" in response.headers) == (response.status_code == 401)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/api", "/api/registration/", "/api/registration/nothing", "/api/%ff"]
+)
+def test_an_unknown_path_is_answered_404(offline: Flask, path: str) -> None:
+    assert_problem(offline.test_client().get(path), 404, "Not Found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", REGISTRATION, {"POST", "OPTIONS"}),
+        ("PUT", REGISTRATION, {"POST", "OPTIONS"}),
+        ("GET", BROADCAST, {"POST", "OPTIONS"}),
+        ("POST", UNIQUE, {"GET", "HEAD", "OPTIONS"}),
+        ("DELETE", f"{BROADCAST}/1", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_answered_405_with_those_it_takes(
+    offline: Flask, method: str, path: str, allowed: set[str]
+) -> None:
+    response = offline.test_client().open(path, method=method)
+
+    assert_problem(response, 405, "Method Not Allowed")
+    assert {name.strip() for name in response.headers["Allow"].split(",")} == allowed
+
+
+@pytest.mark.parametrize("path", [REGISTRATION, BROADCAST])
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"email=" + b"x" * LARGEST_BODY, FORM),
+        (b'{"email": "' + b"x" * LARGEST_BODY + b'"}', "application/json"),
+        (PART % (b"", b"x" * LARGEST_BODY), MULTIPART),
+        (PART % (b'; filename="x"', b"x" * LARGEST_BODY), MULTIPART),
+        (b"x" * (LARGEST_BODY + 1), "text/plain"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_512_kib_is_answered_413(
+    offline: Flask, path: str, body: bytes, content_type: str, chunked: bool
+) -> None:
+    arguments: dict[str, Any] = {"data": body}
+    if chunked:
+        arguments = {"input_stream": io.BytesIO(body), "environ_overrides": {"wsgi.input_terminated": True}}
+
+    response = offline.test_client().post(path, content_type=content_type, **arguments)
+
+    assert_problem(response, 413, "Request Entity Too Large")
+    assert "512 KiB" in response.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "content_type"),
+    [
+        (b"email=", b"", FORM),
+        (b'{"email": "', b'"}', "application/json"),
+        (*(PART % (b"", b"|")).split(b"|"), MULTIPART),
+    ],
+)
+def test_a_body_of_512_kib_is_read(offline: Flask, begin: bytes, end: bytes, content_type: str) -> None:
+    body = begin + b"x" * (LARGEST_BODY - len(begin + end)) + end
+
+    response = offline.test_client().post(REGISTRATION, data=body, content_type=content_type)
+
+    assert (response.status_code, response.json["title"]) == (400, "InvalidEmailException")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", ""])
+@pytest.mark.parametrize("path", [REGISTRATION, BROADCAST])
+def test_a_body_of_another_type_is_answered_415(offline: Flask, path: str, content_type: str) -> None:
+    response = offline.test_client().post(path, data=b"email=ann@example.org", content_type=content_type)
+
+    assert (response.status_code, response.json["title"]) == (415, "UnsupportedInputException")
+    assert response.content_type == "application/problem+json"
+
+
+def test_too_many_requests_are_answered_429_with_the_headers_of_the_error(offline: Flask) -> None:
+    @offline.get("/limited")
+    def limited() -> None:
+        abort(429, retry_after=7)
+
+    response = offline.test_client().get("/limited")
+
+    assert_problem(response, 429, "Too Many Requests")
+    assert response.headers["Retry-After"] == "7"
+
+
+def test_an_unexpected_error_is_answered_500_without_what_is_inside(offline: Flask, tmp_path: Path) -> None:
+    @offline.get("/fails/<name>")
+    def fails(name: str) -> None:
+        raise RuntimeError("SELECT secret FROM botocore")
+
+    response = offline.test_client().get("/fails/ann")
+
+    assert_problem(response, 500, "Internal Server Error")
+    for inside in ("RuntimeError", "SELECT", "botocore", "Traceback", "fails", ".py"):
+        assert inside not in response.text
+    log = (tmp_path / "log").read_text()
+    assert "a request failed" in log
+    assert "RuntimeError: SELECT secret FROM botocore" in log
+    assert "/fails/ann" not in log
+
+
+@pytest.mark.parametrize(
+    "statement", ["SELECT 1 FROM no_such_table", "SELECT 1 +", "INSERT INTO pace (id, free_at) VALUES (1, 0)"]
+)
+def test_an_error_of_the_database_is_answered_without_sql(application: Flask, statement: str) -> None:
+    @application.get("/fails")
+    def fails() -> None:
+        db.session.execute(text(statement))
+
+    response = application.test_client().get("/fails")
+
+    assert response.status_code in (500, 503)
+    for inside in ("SELECT", "INSERT", "no_such_table", "pace", "sql", "Error:"):
+        assert inside not in response.text
+
+
+def test_an_exhausted_connection_pool_is_answered_503_in_a_few_seconds(application: Flask, client: FlaskClient) -> None:
+    with ExitStack() as stack, application.app_context():
+        for _ in range(WEB_THREADS):
+            stack.enter_context(db.engine.connect())
+        begun = time.monotonic()
+        assert_unavailable(client.get(UNIQUE))
+        assert time.monotonic() - begun < A_FEW_SECONDS
+
+    assert client.get(UNIQUE).status_code == 200
+
+
+def test_dead_connections_are_replaced_without_an_error_to_the_caller(
+    make_application: Callable[[str], Flask], mariadb_url: str
+) -> None:
+    application = make_application(mariadb_url)
+    with application.app_context():
+        upgrade()
+        empty()
+    client = application.test_client()
+    assert client.post(REGISTRATION, data={"email": "ann@example.org"}).status_code == 201
+    assert client.get(UNIQUE).json == {"count": 1}
+
+    assert kill_connections(mariadb_url) == 2
+
+    assert client.post(REGISTRATION, data={"email": "bob@example.org"}).status_code == 201
+    assert client.get(UNIQUE).json == {"count": 2}
+
+
+def kill_connections(url: str) -> int:
+    """Kill all connections to a database, on the server; return how many there were."""
+    others = text("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        ids = connection.execute(others).scalars().all()
+        for number in ids:
+            connection.execute(text(f"KILL {number:d}"))
+    engine.dispose()
+    return len(ids)
+
+
+def test_while_the_database_is_down_everything_is_answered_503_and_then_goes_on_by_itself(
+    own_server: mariadb.Server, make_application: Callable[[str], Flask]
+) -> None:
+    application = make_application(own_server.create_database("registration"))
+    with application.app_context():
+        upgrade()
+        factories.register(1)
+        broadcast_id = factories.start_broadcast()
+    client = application.test_client()
+    requests: list[dict[str, Any]] = [
+        {"method": "POST", "path": REGISTRATION, "data": {"email": "ann@example.org"}},
+        {"method": "POST", "path": REGISTRATION, "data": {"email": "ann@example.org", "version": "7.0.3"}},
+        {"method": "GET", "path": UNIQUE},
+        {"method": "POST", "path": BROADCAST, "data": {"title": "a", "contents": "b"}, "headers": HEADERS},
+        {"method": "GET", "path": f"{BROADCAST}/{broadcast_id}", "headers": HEADERS},
+        {"method": "GET", "path": "/ready"},
+    ]
+
+    own_server.stop()
+    for request in requests:
+        begun = time.monotonic()
+        response = client.open(**request)
+        assert time.monotonic() - begun < A_FEW_SECONDS
+        assert_unavailable(response)
+        assert "127.0.0.1" not in json.dumps(response.json)
+    own_server.start()
+
+    assert [client.open(**request).status_code for request in requests] == [201, 201, 200, 202, 200, 200]
+    assert client.get(UNIQUE).json == {"count": 2}

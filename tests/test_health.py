@@ -1,0 +1,58 @@
+"""Whether the process is up, and whether it can work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_migrate import upgrade
+from werkzeug.test import TestResponse
+
+from . import mariadb
+
+
+def assert_not_ready(response: TestResponse) -> None:
+    assert response.status_code == 503
+    assert response.content_type == "application/problem+json"
+    assert int(response.headers["Retry-After"]) > 0
+
+
+def test_a_process_with_a_database_is_up_and_ready(client: FlaskClient) -> None:
+    health, ready = client.get("/health"), client.get("/ready")
+
+    assert (health.status_code, health.json) == (200, {"status": "up"})
+    assert (ready.status_code, ready.json) == (200, {"status": "ready"})
+
+
+def test_a_process_is_not_ready_for_a_database_without_tables_until_it_is_migrated(
+    make_application: Callable[[str], Flask], tmp_path: Path
+) -> None:
+    application = make_application(f"sqlite:///{tmp_path}/empty.db")
+    client = application.test_client()
+    assert_not_ready(client.get("/ready"))
+    assert "migrations" in client.get("/ready").json["detail"]
+
+    with application.app_context():
+        upgrade()
+
+    assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("heads", [["0002"], ["0001", "0002"]])
+def test_a_process_is_not_ready_for_a_schema_older_than_its_own(
+    application: Flask, client: FlaskClient, heads: list[str]
+) -> None:
+    application.extensions["schema_heads"] = heads
+
+    assert_not_ready(client.get("/ready"))
+    assert client.get("/health").status_code == 200
+
+
+def test_a_process_without_its_database_is_up_but_not_ready(make_application: Callable[[str], Flask]) -> None:
+    client = make_application(f"mysql://root@127.0.0.1:{mariadb.free_port()}/registration").test_client()
+
+    assert client.get("/health").status_code == 200
+    assert_not_ready(client.get("/ready"))

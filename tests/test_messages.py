@@ -1,0 +1,74 @@
+"""What a broadcast may say."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registration.errors import InvalidEmailMessageException
+from registration.messages import LONGEST_CONTENTS, LONGEST_TITLE, Message, compose
+
+
+def test_a_message_is_its_title_and_its_contents() -> None:
+    assert compose("Update now", "There is a hole.\n") == Message(subject="Update now", text="There is a hole.\n")
+
+
+def test_white_space_is_trimmed_off_the_title_but_not_off_the_contents() -> None:
+    assert compose(" \tUpdate now\r\n", "  indented\n\n") == Message(subject="Update now", text="  indented\n\n")
+
+
+@pytest.mark.parametrize("title", ["x", "x" * LONGEST_TITLE, "\N{POLICE CARS REVOLVING LIGHT}" * LONGEST_TITLE])
+def test_a_title_has_1_to_200_characters(title: str) -> None:
+    assert compose(title, "x").subject == title
+
+
+@pytest.mark.parametrize("title", ["", " ", "\n", "x" * (LONGEST_TITLE + 1)])
+def test_a_title_of_another_length_is_refused(title: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="1 to 200 characters"):
+        compose(title, "x")
+
+
+@pytest.mark.parametrize(
+    "breaker", ["\r", "\n", "\r\n", "\x00", "\t", "\x0b", "\x0c", "\x1b", "\x7f", "\x85", "\u2028", "\u2029"]
+)
+def test_a_title_is_one_line_without_control_characters(breaker: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="one line"):
+        compose(f"a{breaker}Bcc: bob@example.org", "x")
+
+
+@pytest.mark.parametrize("contents", ["x", "x" * LONGEST_CONTENTS, "\u20ac" * LONGEST_CONTENTS])
+def test_contents_have_1_to_100000_characters(contents: str) -> None:
+    assert compose("x", contents).text == contents
+
+
+@pytest.mark.parametrize("contents", ["", " ", "\r\n\t", "x" * (LONGEST_CONTENTS + 1)])
+def test_contents_of_another_length_are_refused(contents: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="1 to 100,000 characters"):
+        compose("x", contents)
+
+
+@pytest.mark.parametrize("control", ["\x00", "\x08", "\x0b", "\x1b", "\x7f", "\x85"])
+def test_contents_hold_no_control_characters_but_tabs_and_line_breaks(control: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="control characters"):
+        compose("x", f"a{control}b")
+
+
+@pytest.mark.parametrize("contents", ["a\tb\nc\r\nd\re", "{{subject}} {{#if}}", "<b>&amp;</b>", "a\u2028b", "\u202ea"])
+def test_other_contents_stay_as_they_were_written(contents: str) -> None:
+    assert compose("x", contents).text == contents
+
+
+@given(st.text(), st.text())
+@settings(deadline=None)
+def test_a_message_never_starts_another_header_or_holds_nul(title: str, contents: str) -> None:
+    try:
+        message = compose(title, contents)
+    except InvalidEmailMessageException:
+        return
+    assert message.subject.splitlines() == [message.subject]
+    assert not any(unicodedata.category(character) == "Cc" for character in message.subject)
+    assert "\x00" not in message.text
+    assert message.text == contents
