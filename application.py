@@ -43,8 +43,10 @@ def main(arguments: list[str]) -> int:
 def _send(application: Flask) -> int:
     """Send until a signal comes; the batch in hand is finished."""
     sender = create_sender(application)
+    thread = threading.Thread(target=sender.run, name="sender")
     _on_termination(sender.stop)
-    sender.run()
+    thread.start()
+    thread.join()
     return 0
 
 

@@ -70,7 +70,11 @@ class Sender:
         log.info("the sender stopped")
 
     def stop(self) -> None:
-        """Ask the loop to end. Safe in a signal handler."""
+        """Ask the loop to end.
+
+        Safe in a signal handler unless `run` is in the main thread: the handler would then wait for the event's lock
+        that the thread it interrupted holds.
+        """
         self.stopping.set()
 
     def step(self) -> bool:
