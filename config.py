@@ -6,7 +6,9 @@ README.md has the same table; a test compares the two.
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -34,12 +36,13 @@ def setting(
     development: Any = None,
     required: str = "",
     minimum: float | None = None,
+    maximum: float = math.inf,
     choices: tuple[str, ...] = (),
 ) -> Any:
     """Declare a setting.
 
     `development` is the default under `--dev` where it differs. `required` says when production cannot do
-    without it. `minimum` bounds numbers; `choices` lists the only values allowed.
+    without it. `minimum` and `maximum` bound numbers; `choices` lists the only values allowed.
     """
     return field(
         default=default,
@@ -48,6 +51,7 @@ def setting(
             "development": default if development is None else development,
             "required": required,
             "minimum": minimum,
+            "maximum": maximum,
             "choices": choices,
         },
     )
@@ -107,7 +111,7 @@ class Config:
         "Where log lines go besides standard output; skipped when it cannot be written.",
         development="logger/dev.log",
     )
-    PORT: int = setting(5000, "Port of the development server.", minimum=1)
+    PORT: int = setting(5000, "Port of the development server.", minimum=1, maximum=65535)
     DEVELOPMENT: bool = setting(
         default=False,
         meaning="Development defaults for all of the above; "
@@ -144,9 +148,10 @@ def _read_one(declared: Any, text: str, default: Any, problems: list[str]) -> An
     if not text:
         return default
     value = _parse(declared.name, text, type(declared.default), problems)
-    minimum, choices = declared.metadata["minimum"], declared.metadata["choices"]
-    if minimum is not None and value is not None and not minimum <= value < float("inf"):
-        problems.append(f"{declared.name} must be {minimum:g} or more.")
+    minimum, maximum, choices = (declared.metadata[name] for name in ("minimum", "maximum", "choices"))
+    if minimum is not None and value is not None and not minimum <= value <= min(maximum, sys.float_info.max):
+        limit = "or more" if math.isinf(maximum) else f"to {maximum}"
+        problems.append(f"{declared.name} must be {minimum:g} {limit}.")
     if choices and value not in choices:
         problems.append(f"{declared.name} must be one of: {', '.join(choices)}.")
     if declared.name == "DB_CONN_STR":

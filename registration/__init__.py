@@ -34,6 +34,7 @@ def create_application(config: Config) -> Flask:
     """Build the WSGI application."""
     logger.configure(ROOT / config.LOG_FILE, readable=config.DEVELOPMENT)
     application = Flask(__name__, instance_path=str(ROOT), static_folder=None)
+    application.url_map.merge_slashes = False
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.config.from_object(config)
     application.config.update(

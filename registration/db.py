@@ -37,7 +37,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 AUTOCOMMIT = "autocommit"
 CONNECT_SECONDS = 3
-STATEMENT_SECONDS = 30
+STATEMENT_SECONDS = 10
 LOCK_SECONDS = 5
 
 LARGE_ID = BigInteger().with_variant(Integer, "sqlite")

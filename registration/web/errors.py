@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from flask import Flask, Response, json
-from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException, InternalServerError
@@ -32,7 +31,7 @@ RETRY_SECONDS = 5
 _SENTENCES = {
     404: "There is nothing at this address.",
     405: "This address does not take this method.",
-    413: "The request is larger than 512 KiB.",
+    413: "The request is larger than 512 KiB, or has too many parts.",
     500: "Something went wrong on our side. It has been logged; please try again later.",
 }
 
@@ -63,10 +62,9 @@ def _refuse(error: RegistrationError) -> Response:
     return response
 
 
-def _answer_http(error: HTTPException) -> ResponseReturnValue:
-    if error.response is not None or error.code is None or error.code < 400:
-        return error.get_response()
-    response = problem(error.code, error.name, _SENTENCES.get(error.code, error.description or error.name))
+def _answer_http(error: HTTPException) -> Response:
+    status = error.code or 500
+    response = problem(status, error.name, _SENTENCES.get(status, error.description or error.name))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value
@@ -80,6 +78,6 @@ def _answer_unavailable(error: Exception) -> Response:
     return response
 
 
-def _answer_unexpected(error: Exception) -> ResponseReturnValue:
+def _answer_unexpected(error: Exception) -> Response:
     log.error("a request failed", exc_info=error)
     return _answer_http(InternalServerError())
