@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from click import get_current_context
 from flask import Flask
 from flask_migrate import upgrade
 from werkzeug.serving import make_server
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     mode.add_argument("--sender", action="store_true", help="send broadcasts until SIGTERM; needs the settings")
     chosen = parser.parse_args(arguments)
     try:
-        settings = config.read(development=True if chosen.dev else None)
+        settings = config.read(development=chosen.dev)
     except config.ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
@@ -100,4 +101,5 @@ Ctrl-C stops it.
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 
-application = create_application(config.read())
+# Only the flask command heeds DEVELOPMENT; a server that others reach never does.
+application = create_application(config.read(development=None if get_current_context(silent=True) else False))

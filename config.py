@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from email_validator import EmailNotValidError, validate_email
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -99,7 +100,10 @@ class Config:
         45.0, "How long a broadcast request waits for its end before it answers 202; 0 to answer at once.", minimum=0.0
     )
     IP_RETENTION_DAYS: int = setting(
-        90, "Days after which a registration's IP address is forgotten; 0 to forget it within the hour.", minimum=0
+        90,
+        "Days after which a registration's IP address is forgotten; 0 to forget it within the hour.",
+        minimum=0,
+        maximum=36500,
     )
     TRUSTED_PROXIES: int = setting(
         0,
@@ -156,6 +160,8 @@ def _read_one(declared: Any, text: str, default: Any, problems: list[str]) -> An
         problems.append(f"{declared.name} must be one of: {', '.join(choices)}.")
     if declared.name == "DB_CONN_STR":
         return _database_url(text, problems)
+    if declared.name == "SES_SENDER" and not _is_address(text):
+        problems.append("SES_SENDER must be an e-mail address.")
     return value
 
 
@@ -178,6 +184,13 @@ def _boolean(text: str) -> bool:
     if text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
     raise ValueError(text)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(validate_email(text, check_deliverability=False, allow_smtputf8=False))
+    except EmailNotValidError:
+        return False
 
 
 def _database_url(text: str, problems: list[str]) -> str:

@@ -36,8 +36,9 @@ def configure(file: Path, *, readable: bool) -> None:
         handler.addFilter(_add_request_id)
         root.addHandler(handler)
     root.setLevel(logging.INFO)
-    for chatty in ("alembic", "botocore", "urllib3", "werkzeug"):
+    for chatty in ("alembic", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # its errors quote the request line
     if len(handlers) == 1:
         logging.getLogger(__name__).warning("the log file cannot be written; lines go to standard output only")
 

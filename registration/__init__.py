@@ -17,7 +17,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import logger
 from config import WEB_THREADS, Config
 
-from .db import AUTOCOMMIT, db, engine_options
+from .db import AUTOCOMMIT, db, engine_options, fail_fast
 from .mailers import Mailer
 from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
@@ -48,6 +48,10 @@ def create_application(config: Config) -> Flask:
     if (file := make_url(config.DB_CONN_STR).database) and config.DB_CONN_STR.startswith("sqlite"):
         (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
     db.init_app(application)
+    if not config.DB_CONN_STR.startswith("sqlite"):
+        with application.app_context():
+            for engine in db.engines.values():
+                fail_fast(engine)
     Migrate(application, db, directory=str(MIGRATIONS))
     application.extensions["schema_heads"] = ScriptDirectory(str(MIGRATIONS)).get_heads()
     request_log.init_app(application)

@@ -8,13 +8,16 @@ statement commits itself: a registration is a single INSERT, and a COMMIT of its
 from __future__ import annotations
 
 import sqlite3
+import time
 import uuid
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, cast
 
+import pymysql
 from flask_sqlalchemy import SQLAlchemy
+from pymysql.constants.CR import CR_CONN_HOST_ERROR
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -38,7 +41,11 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 AUTOCOMMIT = "autocommit"
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 10
-LOCK_SECONDS = 5
+QUICK_SECONDS = 4
+"""What a statement of its own may take: it is about one row, and somebody waits. Longer than it waits for a lock."""
+SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
+"""After so slow a failure to connect, nobody tries for a while: requests would queue up behind a hanging database."""
+LOCK_SECONDS = 3
 
 LARGE_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column of type INTEGER."""
@@ -141,12 +148,13 @@ def engine_options(url: str, *, pool_size: int, autocommit: bool = False) -> dic
     if make_url(url).get_backend_name() == "sqlite":
         return options | {"connect_args": {"timeout": STATEMENT_SECONDS}}
     options.setdefault("isolation_level", "READ COMMITTED")
+    seconds = QUICK_SECONDS if autocommit else STATEMENT_SECONDS
     return options | {
         "connect_args": {
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": STATEMENT_SECONDS,
-            "write_timeout": STATEMENT_SECONDS,
+            "read_timeout": seconds,
+            "write_timeout": seconds,
             "init_command": f"SET innodb_lock_wait_timeout = {LOCK_SECONDS}",
         }
     }
@@ -158,3 +166,21 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     if isinstance(connection, sqlite3.Connection):
         for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
+
+
+def fail_fast(engine: Engine) -> None:
+    """After an attempt to connect that failed slowly, refuse others for a moment."""
+    away_until = 0.0
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: Any) -> Any:
+        nonlocal away_until
+        begun = time.monotonic()
+        if begun < away_until:
+            raise pymysql.err.OperationalError(CR_CONN_HOST_ERROR, "The database was away a moment ago.")
+        try:
+            return dialect.connect(*arguments, **named)
+        except Exception:
+            if time.monotonic() - begun > SLOW_SECONDS:
+                away_until = time.monotonic() + AWAY_SECONDS
+            raise

@@ -77,7 +77,7 @@ def _remember(connection: Connection, registration_id: int, report: Installation
         connection.execute(update(Installation).filter_by(**identity).values(last_seen_at=now))
 
 
-def count(session: Session) -> int:
+def count(connection: Connection) -> int:
     """Return how many addresses are registered, to the last one.
 
     The remembered count covers all but the newest ids, so the cost depends on how many registered since
@@ -87,7 +87,7 @@ def count(session: Session) -> int:
     automated backups are on, unless a parameter group of one's own weakens log_bin_trust_function_creators.
     """
     newer = select(func.count()).where(Registration.id > RegistrationCount.up_to_id).scalar_subquery()
-    return session.execute(select(RegistrationCount.registrations + newer)).scalar_one()
+    return connection.execute(select(RegistrationCount.registrations + newer)).scalar_one()
 
 
 def remember_count(session: Session, *, before: datetime) -> None:

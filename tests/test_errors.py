@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,15 +16,16 @@ from flask import Flask, abort
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from config import WEB_THREADS
-from registration import LARGEST_BODY, errors
-from registration.db import db
+from registration import LARGEST_BODY, broadcasts, errors
+from registration.db import AWAY_SECONDS, QUICK_SECONDS, db
 from registration.web.errors import STATUS
 
 from . import factories, mariadb
-from .conftest import HEADERS, empty
+from .conftest import HEADERS, PIN, empty
 
 REGISTRATION = "/api/registration"
 UNIQUE = "/api/registration/unique"
@@ -214,7 +216,7 @@ def test_an_exhausted_connection_pool_is_answered_503_in_a_few_seconds(applicati
         for _ in range(WEB_THREADS):
             stack.enter_context(db.engine.connect())
         begun = time.monotonic()
-        assert_unavailable(client.get(UNIQUE))
+        assert_unavailable(client.get("/ready"))
         assert time.monotonic() - begun < A_FEW_SECONDS
 
     assert client.get(UNIQUE).status_code == 200
@@ -278,3 +280,43 @@ def test_while_the_database_is_down_everything_is_answered_503_and_then_goes_on_
 
     assert [client.open(**request).status_code for request in requests] == [201, 201, 200, 202, 200, 200]
     assert client.get(UNIQUE).json == {"count": 2}
+
+
+def test_a_broadcast_that_has_started_is_never_answered_with_an_error(
+    client: FlaskClient, application: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with application.app_context():
+        factories.register(2)
+
+    def go_away(*_: object) -> None:
+        raise OperationalError("", {}, Exception("gone"))
+
+    monkeypatch.setattr(broadcasts, "status_of", go_away)
+    response = client.post(BROADCAST, data={"secretPin": PIN, "title": "a", "contents": "b"})
+
+    assert response.status_code == 202
+    assert (response.json["status"], response.json["recipients"]) == ("sending", 2)
+    assert response.headers["Location"].endswith(f"/{response.json['broadcastId']}")
+
+
+def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
+    own_server: mariadb.Server, make_application: Callable[[str], Flask]
+) -> None:
+    application = make_application(own_server.create_database("registration"))
+    with application.app_context():
+        upgrade()
+    client = application.test_client()
+    assert client.get(UNIQUE).status_code == 200
+    assert own_server.process is not None
+
+    own_server.process.send_signal(signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        for _ in range(6):
+            assert_unavailable(client.get(UNIQUE))
+        assert time.monotonic() - begun < 4 * QUICK_SECONDS
+    finally:
+        own_server.process.send_signal(signal.SIGCONT)
+
+    time.sleep(AWAY_SECONDS)
+    assert client.get(UNIQUE).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
@@ -10,7 +11,7 @@ import pytest
 from flask import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from werkzeug.test import EnvironBuilder
 
 from registration.errors import InvalidEmailException, UnsupportedInputException
@@ -157,3 +158,40 @@ def test_an_optional_value_is_trimmed(value: str) -> None:
 @pytest.mark.parametrize("value", ["x" * 65, "a\nb", "a\x00b", "a\u202eb", "a\ufffdb", chr(0xD800), 5, None, ["x"]])
 def test_an_optional_value_that_is_too_long_or_unprintable_or_no_text_is_none(value: object) -> None:
     assert read(json={"name": value}).optional_text("name", 64) is None
+
+
+@pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=b", "application/json"])
+def test_a_body_that_was_cut_off_is_refused(content_type: str) -> None:
+    environ = EnvironBuilder(method="POST", data=b"name=te", content_type=content_type).get_environ()
+    environ |= {"CONTENT_LENGTH": "9", "wsgi.input_terminated": True}
+
+    with pytest.raises(BadRequest):
+        Fields(Request(environ), unreadable=InvalidEmailException)
+
+
+@pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=b", "application/json"])
+def test_a_body_of_unknown_length_over_the_limit_is_refused(content_type: str) -> None:
+    environ = EnvironBuilder(method="POST", data=b"x" * 101, content_type=content_type).get_environ()
+    del environ["CONTENT_LENGTH"]
+    request = Request(environ | {"wsgi.input_terminated": True})
+    request.max_content_length = 100
+
+    with pytest.raises(RequestEntityTooLarge):
+        Fields(request, unreadable=InvalidEmailException)
+
+
+def test_a_body_with_a_broken_chunk_is_refused_without_quoting_it() -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError("Invalid chunk size: b'secretPin=1234'")
+
+        readline = readinto = readall = read  # type: ignore[assignment]
+
+    environ = EnvironBuilder(method="POST", content_type=FORM).get_environ()
+    environ |= {"wsgi.input": Broken(), "wsgi.input_terminated": True}
+    environ.pop("CONTENT_LENGTH", None)
+
+    with pytest.raises(BadRequest) as caught:
+        Fields(Request(environ), unreadable=InvalidEmailException)
+
+    assert "1234" not in str(caught.value)

@@ -128,12 +128,11 @@ def test_configuring_again_replaces_what_was_configured(tmp_path: Path, capsys: 
 def test_chatty_libraries_are_heard_only_when_something_is_wrong(file: Path) -> None:
     logger.configure(file, readable=True)
 
-    for name in ("werkzeug", "alembic.runtime.migration", "botocore.hooks", "urllib3.connectionpool"):
+    for name in ("alembic.runtime.migration", "botocore.hooks", "urllib3.connectionpool"):
         logging.getLogger(name).info("GET /api/registration?secretPin=1234")
         logging.getLogger(name).warning("%s warns", name)
 
     assert [line.split()[2] for line in file.read_text().splitlines()] == [
-        "werkzeug",
         "alembic.runtime.migration",
         "botocore.hooks",
         "urllib3.connectionpool",

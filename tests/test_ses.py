@@ -230,6 +230,15 @@ def test_one_bad_address_in_a_bulk_call_costs_nobody_else_the_notice(
     assert fake.addresses == ["ann@example.org", "cid@example.org"]
 
 
+def test_when_address_after_address_is_refused_the_addresses_are_not_to_blame(mailer: SesMailer, fake: SesFake) -> None:
+    fake.usual = Answer(accept=False, status=400, code="BadRequestException", text="Missing final '@domain'")
+
+    outcomes = mailer.send(MESSAGE, [Recipient(number, f"clinic-{number}@example.org") for number in range(20)])
+
+    assert verdicts(outcomes) == [Verdict.HELD] * 20
+    assert len(fake.calls) == 6
+
+
 def test_going_one_by_one_ends_in_time_and_leaves_the_rest_for_later(
     mailer: SesMailer, fake: SesFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +259,13 @@ def test_the_accounts_rate_is_asked_of_ses(mailer: SesMailer, fake: SesFake) -> 
     fake.max_send_rate = 14.0
 
     assert mailer.sending_rate() == 14.0
+
+
+def test_a_rate_of_nothing_is_as_good_as_untold(mailer: SesMailer, fake: SesFake) -> None:
+    fake.max_send_rate = 0.0
+
+    assert mailer.sending_rate() is None
+    fake.max_send_rate = 14.0
 
 
 def test_a_rate_that_ses_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

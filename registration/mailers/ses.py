@@ -39,6 +39,8 @@ BULK_ENTRIES = 50
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 ONE_BY_ONE_SECONDS = 5.0
+SUSPICIOUS = 5
+"""So many addresses refused one after another are not to blame: the sender or the message is."""
 CALLS_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
@@ -151,7 +153,7 @@ class SesMailer:
     def sending_rate(self) -> float | None:
         """Return the account's MaxSendRate, which counts recipients, not calls; None when SES does not tell it."""
         try:
-            return self.client.get_account()["SendQuota"]["MaxSendRate"]
+            return self.client.get_account()["SendQuota"]["MaxSendRate"] or None
         except (*_ERRORS, KeyError):
             return None
 
@@ -160,6 +162,8 @@ class SesMailer:
         outcomes: list[Outcome] = []
         while len(outcomes) < len(recipients) and time.monotonic() < end:
             outcomes += self.send(message, [recipients[len(outcomes)]])
+            if len(outcomes) == SUSPICIOUS and {outcome.verdict for outcome in outcomes} == {Verdict.REFUSED}:
+                return [_outcome(_NOT_UNDERSTOOD)] * len(recipients)
         return outcomes + [_outcome(_TOO_FAST)] * (len(recipients) - len(outcomes))
 
     def _send_one(self, message: Message, recipient: Recipient) -> Outcome:

@@ -18,6 +18,7 @@ from ..errors import InvalidEmailException, InvalidEmailMessageException
 from ..models import BroadcastStatus
 from ..registrations import InstallationReport
 from . import access
+from .errors import UNAVAILABLE
 from .fields import Fields
 
 bp = Blueprint("api", __name__, url_prefix="/api/registration")
@@ -51,7 +52,8 @@ def register() -> ResponseReturnValue:
 @access.public
 def count() -> ResponseReturnValue:
     """Tell how many addresses are registered."""
-    return {"count": registrations.count(db.session())}
+    with autocommit() as connection:
+        return {"count": registrations.count(connection)}
 
 
 @bp.post("/broadcast")
@@ -60,11 +62,10 @@ def broadcast() -> ResponseReturnValue:
     """Send a message to everybody who is registered."""
     fields = Fields(request, unreadable=InvalidEmailMessageException)
     message = messages.compose(fields.text("title"), fields.text("contents"))
-    broadcast_id = broadcasts.start(db.session(), message, datetime.now(UTC)).id
+    started = broadcasts.progress(db.session(), broadcasts.start(db.session(), message, datetime.now(UTC)).id)
     db.session.commit()
-    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
-    _wait_for_end(broadcast_id)
-    return _answer(broadcasts.progress(db.session(), broadcast_id))
+    log.info("a broadcast has started", extra={"broadcast": started.broadcast_id})
+    return _answer(_watch(started))
 
 
 @bp.get(f"/broadcast/<int(max={LARGEST_ID}):broadcast_id>")
@@ -94,8 +95,20 @@ def _ip_address() -> str | None:
         return None
 
 
+def _watch(started: Progress) -> Progress:
+    """Wait until a broadcast is no longer sending, at most as long as the settings say; return how far it has come.
+
+    It goes on whatever happens to the database meanwhile. An error here would make the caller send it again.
+    """
+    try:
+        _wait_for_end(started.broadcast_id)
+        return broadcasts.progress(db.session(), started.broadcast_id)
+    except UNAVAILABLE:
+        log.exception("the database went away while a broadcast was watched")
+        return started
+
+
 def _wait_for_end(broadcast_id: int) -> None:
-    """Wait until the broadcast is no longer sending, but not longer than the settings say."""
     give_up = time.monotonic() + current_app.config["BROADCAST_WAIT_SECONDS"]
     while broadcasts.status_of(db.session(), broadcast_id) is BroadcastStatus.SENDING:
         db.session.rollback()

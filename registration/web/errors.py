@@ -27,6 +27,8 @@ STATUS = {
     AlreadyRegisteredException: 409,
     UnsupportedInputException: 415,
 }
+UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeoutError)
+"""What a database that is away raises."""
 RETRY_SECONDS = 5
 _SENTENCES = {
     404: "There is nothing at this address.",
@@ -42,7 +44,7 @@ def init_app(application: Flask) -> None:
     """Answer every error with a problem; none tells the caller about SQL, AWS or our code."""
     application.register_error_handler(RegistrationError, _refuse)
     application.register_error_handler(HTTPException, _answer_http)
-    for unavailable in (OperationalError, InterfaceError, PoolTimeoutError):
+    for unavailable in UNAVAILABLE:
         application.register_error_handler(unavailable, _answer_unavailable)
     application.register_error_handler(Exception, _answer_unexpected)
 

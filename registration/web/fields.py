@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Request
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 from ..errors import RegistrationError, UnsupportedInputException
 
@@ -46,11 +47,12 @@ class Fields:
         return value if len(value) <= longest and value.isprintable() else None
 
     def _read_body(self, request: Request) -> Mapping[str, Any]:
+        data = _whole_body(request)
         if request.mimetype == "multipart/form-data":
             return request.form
         if request.mimetype == "application/x-www-form-urlencoded":
-            return _pairs(request.get_data())
-        if not request.get_data():
+            return _pairs(data)
+        if not data:
             return {}
         if not request.is_json:
             raise UnsupportedInputException
@@ -61,6 +63,22 @@ class Fields:
         if not isinstance(value, dict):
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
         return value
+
+
+def _whole_body(request: Request) -> bytes:
+    """Return the body, and keep it for others. Raises BadRequest for one that was cut off or has a broken chunk.
+
+    Werkzeug leaves both to the server, gunicorn does not look, and a notice cut in half would be sent so.
+    """
+    try:
+        data = request.get_data()
+    except OSError as error:
+        raise BadRequest("The body of the request is broken.") from error
+    if request.content_length is None and len(data) >= (request.max_content_length or math.inf):
+        raise RequestEntityTooLarge
+    if len(data) < (request.content_length or 0):
+        raise BadRequest("The body of the request was cut off.")
+    return data
 
 
 def _pairs(encoded: bytes) -> dict[str, str]:
