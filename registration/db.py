@@ -144,7 +144,7 @@ def engine_options(url: str, *, pool_size: int, autocommit: bool = False) -> dic
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_pre_ping": True, "pool_size": pool_size}
     options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
     if autocommit:
-        options |= {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+        options |= {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "skip_autocommit_rollback": True}
     if make_url(url).get_backend_name() == "sqlite":
         return options | {"connect_args": {"timeout": STATEMENT_SECONDS}}
     options.setdefault("isolation_level", "READ COMMITTED")

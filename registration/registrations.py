@@ -17,6 +17,8 @@ from .errors import AlreadyRegisteredException
 from .models import Installation, Registration, RegistrationCount, RegistrationStatus
 
 _IDS_AT_ONCE = 10_000
+_INSERT = insert(Registration)
+"""Made once: building a statement costs more than sending it."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,16 @@ def register(
     without one, a known address raises AlreadyRegisteredException. `connection` is in autocommit mode: each
     statement stands for itself, and a repeated request completes what a lost one began.
     """
-    new = insert(Registration).values(
-        product_id=product_id,
-        email=address.stored,
-        email_key=address.key,
-        status=RegistrationStatus.ACTIVE,
-        ip_address=ip_address,
-        created_at=now,
-    )
+    new = {
+        "product_id": product_id,
+        "email": address.stored,
+        "email_key": address.key,
+        "status": RegistrationStatus.ACTIVE,
+        "ip_address": ip_address,
+        "created_at": now,
+    }
     try:
-        registration_id = connection.execute(new).lastrowid
+        registration_id = connection.execute(_INSERT, new).lastrowid
     except IntegrityError as error:
         if installation is None:
             raise AlreadyRegisteredException from error

@@ -51,7 +51,7 @@ Lines = Callable[[], list[dict[str, Any]]]
             404,
         ),
         ("GET", "/ann@example.org?x=1", None, 404),
-        ("GET", "/api//registration/unique", None, 308),
+        ("GET", "/api//registration/unique", None, 404),
         ("DELETE", "/api/registration", None, 405),
         ("GET", "/fails", "/fails", 500),
     ],
