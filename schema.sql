@@ -55,6 +55,7 @@ CREATE TABLE broadcast (
     created_at DATETIME(6) NOT NULL,
     resume_at DATETIME(6),
     finished_at DATETIME(6),
+    urgent BOOL NOT NULL,
     PRIMARY KEY (id),
     KEY ix_broadcast_status (status)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
@@ -78,14 +79,39 @@ CREATE TABLE delivery (
     KEY ix_delivery_broadcast_id_status_id (broadcast_id, status, id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
--- When the account may send again, in seconds since 1970; one row.
+-- What a broadcast was asked for with: its idempotency key, or the fingerprint of what it says.
+CREATE TABLE broadcast_request (
+    name VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    fingerprint VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    broadcast_id BIGINT NOT NULL,
+    created_at DATETIME(6) NOT NULL,
+    PRIMARY KEY (name),
+    CONSTRAINT fk_broadcast_request_broadcast_id FOREIGN KEY (broadcast_id) REFERENCES broadcast (id)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- Wrong secret pins of the last quarter of an hour.
+CREATE TABLE wrong_pin (
+    id BIGINT NOT NULL AUTO_INCREMENT,
+    ip_address VARCHAR(45) CHARACTER SET ascii COLLATE ascii_bin,
+    created_at DATETIME(6) NOT NULL,
+    PRIMARY KEY (id),
+    KEY ix_wrong_pin_created_at (created_at)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- The account's pace, and what the mail service said of the account; one row. Times are seconds since 1970.
 CREATE TABLE pace (
     id INTEGER NOT NULL,
     free_at DOUBLE NOT NULL,
+    factor DOUBLE NOT NULL,
+    throttled_at DOUBLE NOT NULL,
+    asked_at DOUBLE NOT NULL,
+    granted_rate DOUBLE,
+    daily_quota DOUBLE,
+    sent_last_day DOUBLE,
     PRIMARY KEY (id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-INSERT INTO pace (id, free_at) VALUES (1, 0);
+INSERT INTO pace (id, free_at, factor, throttled_at, asked_at) VALUES (1, 0, 1, 0, 0);
 
 -- Which migration this schema corresponds to.
 CREATE TABLE alembic_version (
@@ -93,4 +119,4 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
-INSERT INTO alembic_version (version_num) VALUES ('0001');
+INSERT INTO alembic_version (version_num) VALUES ('0002');

@@ -1,216 +1,249 @@
-"""Broadcasts and their ledger: start, fill, claim, settle, pause, finish, progress.
-
-The ledger holds one delivery per recipient. When a broadcast has ended,
-recipients = sent + failed + skipped + cancelled.
-"""
+"""Broadcasts: start one, steer it, tell how far it has come. Their deliveries are in the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, true, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from . import ledger, pacing
 from .db import rows_matched
-from .errors import UnknownBroadcastException
-from .mailers import Outcome, Recipient, Verdict
+from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
 from .messages import Message
-from .models import Broadcast, BroadcastStatus, Delivery, DeliveryStatus, Registration, RegistrationStatus
+from .models import Broadcast, BroadcastRequest, BroadcastStatus, Registration
 
-LEASE = timedelta(seconds=60)
-"""How long a claim holds. Longer than a wait for the pace and the slowest call together."""
-MOST_ATTEMPTS = 5
-"""Calls with an unknown outcome before a delivery counts as failed."""
 HOLD = timedelta(seconds=60)
 """How long a broadcast that the mail service held up rests before it tries again."""
-FINAL = (DeliveryStatus.SENT, DeliveryStatus.FAILED, DeliveryStatus.SKIPPED, DeliveryStatus.CANCELLED)
-"""The statuses in which a delivery ends."""
-_IDS_AT_ONCE = 2_000
-_UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
-_INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
+REPEAT = timedelta(hours=24)
+"""How long a request for the same broadcast counts as a repetition of the first."""
+RESEND = timedelta(minutes=5)
+"""The same, when both requests say that the message is to be sent again: a second click, not a third notice."""
+_LONGEST_FORECAST = 10 * 365 * 86_400.0
+PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Deliveries claimed together, and the name of the claim."""
-
-    lease: str
-    recipients: list[Recipient]
+_S = BroadcastStatus
+MOVES: Mapping[BroadcastStatus, frozenset[BroadcastStatus]] = {
+    _S.SENDING: frozenset({_S.PAUSED, _S.SENT, _S.CANCELLED}),
+    _S.PAUSED: frozenset({_S.SENDING, _S.PAUSED}),
+    _S.SENT: frozenset({_S.SENDING}),
+    _S.CANCELLED: frozenset({_S.SENDING, _S.PAUSED}),
+}
+"""For each status, those from which a broadcast may come to it."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a broadcast has come; `remaining` counts those that are queued, being sent or not yet in the ledger."""
+    """How far a broadcast has come.
+
+    `remaining` counts those that are queued, being sent or not yet in the ledger; `rate` is messages a second lately;
+    `expected_end` is None unless it is sending.
+    """
 
     broadcast_id: int
+    title: str
     status: BroadcastStatus
     reason: str | None
+    urgent: bool
     recipients: int
     sent: int
     failed: int
     skipped: int
     cancelled: int
     remaining: int
+    rate: float
+    created_at: datetime
+    finished_at: datetime | None
+    resume_at: datetime | None
+    expected_end: datetime | None
 
 
-def start(session: Session, message: Message, now: datetime) -> Broadcast:
-    """Start a broadcast to everybody who is registered now. Without recipients it has ended at once."""
-    audience_end = session.execute(select(func.max(Registration.id))).scalar() or 0
-    recipients = session.execute(select(func.count()).where(_in_audience(0, audience_end))).scalar_one()
+@dataclass(frozen=True)
+class Forecast:
+    """What a broadcast that started now would be.
+
+    `seconds` is what sending takes, other broadcasts aside; None while the mail service has not told its rate.
+    """
+
+    recipients: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A broadcast that a sender has something to do for."""
+
+    broadcast_id: int
+    status: BroadcastStatus
+    filled: bool
+
+
+def start(
+    session: Session,
+    message: Message,
+    now: datetime,
+    *,
+    urgent: bool = False,
+    idempotency_key: str | None = None,
+    resend: bool = False,
+) -> int:
+    """Start a broadcast to everybody who is registered now and return its id.
+
+    Raises RepeatedBroadcastException, with the id of the first, for a request that repeats one of the last 24 hours:
+    with an idempotency key, one with the same key; without, any with the same message. `resend` sends it again, if
+    the last `resend` was not just before. The same key with another message raises IdempotencyKeyException
+    (draft-ietf-httpapi-idempotency-key-header). Of simultaneous requests one starts the broadcast, because only one
+    can insert the name of the request.
+    """
+    broadcast_id = _insert(session, message, now, urgent=urgent)
+    fingerprint = _digest("message", message.subject, message.text)
+    names: dict[str, timedelta | None] = {fingerprint: REPEAT}
+    if idempotency_key is not None:
+        names = {_digest("key", idempotency_key): REPEAT, fingerprint: None}
+    elif resend:
+        names = {_digest("resend", fingerprint): RESEND, fingerprint: None}
+    for name, kept in names.items():
+        _claim_name(session, name, kept, fingerprint, broadcast_id, now)
+    return broadcast_id
+
+
+def forecast(session: Session, now: datetime, *, rate_limit: float = math.inf) -> Forecast:
+    """Return what a broadcast that started now would be; `rate_limit` is the operator's own."""
+    _, _, recipients = _audience(session)
+    known = pacing.is_account_known(session)
+    return Forecast(recipients, _seconds_needed(session, recipients, now, rate_limit) if known else None)
+
+
+def _audience(session: Session) -> tuple[int, int, int]:
+    """Return the window of ids, after and up to, of all who are registered now, and how many are active."""
+    first, last = session.execute(select(func.min(Registration.id), func.max(Registration.id))).one()
+    begin, end = (first or 1) - 1, last or 0
+    return begin, end, session.execute(select(func.count()).where(ledger.audience(begin, end))).scalar_one()
+
+
+def _insert(session: Session, message: Message, now: datetime, *, urgent: bool) -> int:
+    begin, end, recipients = _audience(session)
     broadcast = Broadcast(
         title=message.subject,
         contents=message.text,
-        status=BroadcastStatus.SENDING if recipients else BroadcastStatus.SENT,
+        status=_S.SENDING if recipients else _S.SENT,
+        urgent=urgent,
         recipients=recipients,
-        audience_end=audience_end,
-        filled_to=0 if recipients else audience_end,
+        audience_end=end,
+        filled_to=begin if recipients else end,
         created_at=now,
         finished_at=None if recipients else now,
     )
     session.add(broadcast)
     session.flush()
-    return broadcast
+    return broadcast.id
 
 
-def underway(session: Session, now: datetime) -> Sequence[int]:
-    """Return the ids of the broadcasts to work on, oldest first; those whose pause is over go on."""
-    over = and_(Broadcast.status == BroadcastStatus.PAUSED, Broadcast.resume_at <= now)
-    sending = or_(Broadcast.status == BroadcastStatus.SENDING, over)
-    rows = session.execute(select(Broadcast.id, Broadcast.status).where(sending).order_by(Broadcast.id)).all()
-    if any(row.status == BroadcastStatus.PAUSED for row in rows):
-        resumed = {"status": BroadcastStatus.SENDING, "reason": None, "resume_at": None}
-        session.execute(update(Broadcast).where(over).values(resumed))
-    return [row.id for row in rows]
+def _claim_name(
+    session: Session, name: str, kept: timedelta | None, fingerprint: str, broadcast_id: int, now: datetime
+) -> None:
+    """Write down what a broadcast was asked for with, over a note that was kept long enough; None for over any.
+
+    The update comes first: of two that insert the same name, both would then hold a shared lock on it and wait for
+    each other's update.
+    """
+    values = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
+    named = BroadcastRequest.name == name
+    replaceable = true() if kept is None else BroadcastRequest.created_at <= now - kept
+    if rows_matched(session, update(BroadcastRequest).where(named, replaceable).values(values)):
+        return
+    try:
+        session.execute(insert(BroadcastRequest).values(name=name, **values))
+    except IntegrityError as error:
+        columns = select(BroadcastRequest.fingerprint, BroadcastRequest.broadcast_id)
+        earlier = session.execute(columns.where(named)).one()
+        if earlier.fingerprint != fingerprint:
+            raise IdempotencyKeyException from error
+        raise RepeatedBroadcastException(earlier.broadcast_id) from error
+
+
+def underway(session: Session, now: datetime) -> list[Work]:
+    """Return what there is to do, urgent broadcasts first, then the oldest; those whose pause is over go on."""
+    over = and_(Broadcast.status == _S.PAUSED, Broadcast.resume_at <= now)
+    rows = session.execute(
+        select(Broadcast.id, Broadcast.status, (Broadcast.filled_to >= Broadcast.audience_end).label("filled"))
+        .where(or_(Broadcast.status == _S.SENDING, over, _is_being_cancelled()))
+        .order_by(Broadcast.urgent.desc(), Broadcast.id)
+    ).all()
+    for row in rows:
+        if row.status is _S.PAUSED:
+            _move(session, row.id, _S.SENDING, over, reason=None, resume_at=None)
+    return [Work(row.id, _S.SENDING if row.status is _S.PAUSED else row.status, bool(row.filled)) for row in rows]
 
 
 def message_of(session: Session, broadcast_id: int) -> Message:
     """Return what a broadcast says; it never changes."""
-    title, contents = session.execute(
-        select(Broadcast.title, Broadcast.contents).where(Broadcast.id == broadcast_id)
-    ).one()
+    columns = select(Broadcast.title, Broadcast.contents)
+    title, contents = session.execute(columns.where(Broadcast.id == broadcast_id)).one()
     return Message(subject=title, text=contents)
 
 
-def fill(session: Session, broadcast_id: int) -> bool:
-    """Write the next chunk of the ledger, unless another sender is at it; return whether there was one to write.
+def hold(session: Session, broadcast_id: int, *, reason: str, now: datetime) -> None:
+    """Let a broadcast that the mail service holds up rest for a while, and say why."""
+    _move(session, broadcast_id, _S.PAUSED, Broadcast.status == _S.SENDING, reason=reason, resume_at=now + HOLD)
 
-    A chunk is a few thousand ids. Where the next one begins is part of the same transaction, so a crash neither
-    loses nor repeats a recipient.
+
+def pause(session: Session, broadcast_id: int) -> None:
+    """Let a broadcast rest until somebody resumes it. One that has ended stays ended."""
+    status_of(session, broadcast_id)
+    _move(session, broadcast_id, _S.PAUSED, reason=PAUSED_BY_HAND, resume_at=None)
+
+
+def resume(session: Session, broadcast_id: int) -> None:
+    """Let a paused broadcast go on."""
+    status_of(session, broadcast_id)
+    _move(session, broadcast_id, _S.SENDING, Broadcast.status == _S.PAUSED, reason=None, resume_at=None)
+
+
+def cancel(session: Session, broadcast_id: int) -> None:
+    """End a broadcast; the sender marks what is left of it as cancelled."""
+    status_of(session, broadcast_id)
+    _move(session, broadcast_id, _S.CANCELLED, reason=None, resume_at=None)
+
+
+def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
+    """Cancel the next chunk of what is left of a cancelled broadcast; return whether there was any."""
+    return _hold_row(session, broadcast_id) is _S.CANCELLED and ledger.cancel_rest(session, broadcast_id, now)
+
+
+def retry(session: Session, broadcast_id: int, before: datetime) -> bool:
+    """Send again to the next chunk of those who failed or were cancelled before a time; return whether there was any.
+
+    To be repeated with the same time, each time in a transaction of its own, until there is none. Without the time,
+    those who fail again at once would be sent to for ever.
     """
-    unfilled = select(Broadcast.filled_to, Broadcast.audience_end).where(
-        Broadcast.id == broadcast_id, Broadcast.filled_to < Broadcast.audience_end
-    )
-    position = session.execute(unfilled.with_for_update(skip_locked=True)).one_or_none()
-    if position is None:
-        return False
-    after, up_to = position.filled_to, min(position.filled_to + _IDS_AT_ONCE, position.audience_end)
-    chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
-    if not rows_matched(session, chunk.values(filled_to=up_to)):
-        return False
-    columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
-    lines = select(literal(broadcast_id), Registration.id, literal(DeliveryStatus.QUEUED.value), literal(0))
-    session.execute(insert(Delivery).from_select(columns, lines.where(_in_audience(after, up_to))))
-    return True
-
-
-def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: datetime) -> Batch | None:
-    """Claim up to `limit` queued deliveries; return None when none is queued.
-
-    Whoever is no longer active becomes `skipped` here, at the last moment before the call.
-    """
-    queued = and_(Delivery.broadcast_id == broadcast_id, Delivery.status == DeliveryStatus.QUEUED)
-    first = select(Delivery.id).where(queued).order_by(Delivery.id).limit(limit)
-    ids = session.execute(first.with_for_update(skip_locked=True)).scalars().all()
-    if not ids:
-        return None
-    session.execute(
-        update(Delivery)
-        .where(Delivery.id.in_(ids), Delivery.status == DeliveryStatus.QUEUED)
-        .values(status=DeliveryStatus.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1)
-    )
-    claimed = session.execute(
-        select(Delivery.id, Registration.email, Registration.status)
-        .join(Registration, Registration.id == Delivery.registration_id)
-        .where(Delivery.id.in_(ids), Delivery.lease == lease)
-        .order_by(Delivery.id)
-    ).all()
-    inactive = {row.id: f"The address is {row.status}." for row in claimed if row.status != RegistrationStatus.ACTIVE}
-    if inactive:
-        _end(session, inactive, DeliveryStatus.SKIPPED, now)
-    return Batch(lease, [Recipient(row.id, row.email) for row in claimed if row.id not in inactive])
-
-
-def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: datetime) -> None:
-    """Write down what became of a batch.
-
-    An accepted message counts even if the lease has run out meanwhile. One whose outcome is unknown stays under
-    its lease, so that an event of the mail service can still prove it accepted; see `expire`.
-    """
-    by_verdict: dict[Verdict, dict[int, Outcome]] = {}
-    for recipient, outcome in zip(batch.recipients, outcomes, strict=True):
-        by_verdict.setdefault(outcome.verdict, {})[recipient.delivery_id] = outcome
-    for verdict, group in by_verdict.items():
-        if verdict is Verdict.ACCEPTED:
-            _accept(session, {delivery_id: outcome.message_id for delivery_id, outcome in group.items()}, now)
-        elif verdict is Verdict.REFUSED:
-            reasons = {delivery_id: outcome.reason for delivery_id, outcome in group.items()}
-            _end(session, reasons, DeliveryStatus.FAILED, now)
-        elif verdict is Verdict.UNKNOWN:
-            reason = next(iter(group.values())).reason
-            session.execute(_held(batch.lease, group).values(reason=reason))
-        else:
-            _requeue(session, batch.lease, group)
-
-
-def release(session: Session, batch: Batch) -> None:
-    """Give back a batch that nobody was called for."""
-    _requeue(session, batch.lease, [recipient.delivery_id for recipient in batch.recipients])
-
-
-def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
-    """Queue deliveries again whose lease has run out: nobody is lost, at the risk of a second copy.
-
-    After MOST_ATTEMPTS calls without an answer a delivery has failed. Returns whether there were any.
-    """
-    expired = select(Delivery.id, Delivery.attempts).where(
-        Delivery.broadcast_id == broadcast_id,
-        Delivery.status == DeliveryStatus.SENDING,
-        Delivery.leased_until < now,
-    )
-    rows = session.execute(expired.limit(_IDS_AT_ONCE).with_for_update(skip_locked=True)).all()
-    exhausted = {row.id: _UNANSWERED for row in rows if row.attempts >= MOST_ATTEMPTS}
-    if exhausted:
-        _end(session, exhausted, DeliveryStatus.FAILED, now)
-    again = update(Delivery).where(
-        Delivery.id.in_([row.id for row in rows if row.id not in exhausted]),
-        Delivery.status == DeliveryStatus.SENDING,
-        Delivery.leased_until < now,
-    )
-    if len(rows) > len(exhausted):
-        reason = func.coalesce(Delivery.reason, _INTERRUPTED)
-        session.execute(again.values(status=DeliveryStatus.QUEUED, lease=None, leased_until=None, reason=reason))
-    return bool(rows)
-
-
-def pause(session: Session, broadcast_id: int, *, reason: str, resume_at: datetime) -> None:
-    """Let a broadcast rest until a time, and say why."""
-    sending = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.status == BroadcastStatus.SENDING)
-    session.execute(sending.values(status=BroadcastStatus.PAUSED, reason=reason, resume_at=resume_at))
+    _hold_row(session, broadcast_id)
+    again = ledger.queue_again(session, broadcast_id, before)
+    if again:
+        ended = Broadcast.status.in_([_S.SENT, _S.CANCELLED])
+        _move(session, broadcast_id, _S.SENDING, ended, reason=None, resume_at=None, finished_at=None)
+    return again
 
 
 def finish(session: Session, broadcast_id: int, now: datetime) -> bool:
-    """End a broadcast that has nothing left to do; return whether it did."""
-    unsettled = Delivery.status.in_([DeliveryStatus.QUEUED, DeliveryStatus.SENDING])
-    done = update(Broadcast).where(
-        Broadcast.id == broadcast_id,
-        Broadcast.status == BroadcastStatus.SENDING,
-        Broadcast.filled_to >= Broadcast.audience_end,
-        ~exists().where(Delivery.broadcast_id == broadcast_id, unsettled),
+    """End a broadcast of which every recipient is settled; return whether it did."""
+    if not ledger.is_settled(session, broadcast_id):
+        return False
+    _hold_row(session, broadcast_id)
+    if not ledger.is_settled(session, broadcast_id):
+        return False
+    done = and_(Broadcast.filled_to >= Broadcast.audience_end, Broadcast.finished_at.is_(None))
+    cancelled = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.status == _S.CANCELLED, done)
+    return bool(
+        _move(session, broadcast_id, _S.SENT, done, finished_at=now)
+        or rows_matched(session, cancelled.values(finished_at=now))
     )
-    return bool(rows_matched(session, done.values(status=BroadcastStatus.SENT, finished_at=now)))
 
 
 def status_of(session: Session, broadcast_id: int) -> BroadcastStatus:
@@ -221,60 +254,71 @@ def status_of(session: Session, broadcast_id: int) -> BroadcastStatus:
     return status
 
 
-def progress(session: Session, broadcast_id: int) -> Progress:
-    """Return how far a broadcast has come, counted in its ledger. Raises UnknownBroadcastException."""
-    broadcast = session.execute(
-        select(
-            Broadcast.status,
-            Broadcast.reason,
-            Broadcast.recipients,
-            (Broadcast.filled_to >= Broadcast.audience_end).label("filled"),
-        ).where(Broadcast.id == broadcast_id)
-    ).one_or_none()
+def page(session: Session, *, before: int | None, limit: int) -> Sequence[int]:
+    """Return the ids of broadcasts, newest first; `before` is the last id of the page before."""
+    ids = select(Broadcast.id).order_by(Broadcast.id.desc()).limit(limit)
+    return session.execute(ids if before is None else ids.where(Broadcast.id < before)).scalars().all()
+
+
+def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: float = math.inf) -> Progress:
+    """Return how far a broadcast has come, counted in its ledger. Raises UnknownBroadcastException.
+
+    `rate_limit` is the operator's own, for the expected end.
+    """
+    broadcast = session.get(Broadcast, broadcast_id)
     if broadcast is None:
         raise UnknownBroadcastException
-    by_status = select(Delivery.status, func.count()).where(Delivery.broadcast_id == broadcast_id)
-    counts = dict(session.execute(by_status.group_by(Delivery.status)).all())
-    ended = {status: counts.get(status, 0) for status in FINAL}
-    recipients = sum(counts.values()) if broadcast.filled else broadcast.recipients
+    counts = ledger.counts(session, broadcast_id)
+    filled = broadcast.filled_to >= broadcast.audience_end
+    recipients = sum(counts.values()) if filled else broadcast.recipients
+    ended = {status: counts[status] for status in ledger.FINAL}
+    remaining = recipients - sum(ended.values())
     return Progress(
         broadcast_id=broadcast_id,
+        title=broadcast.title,
         status=broadcast.status,
         reason=broadcast.reason,
+        urgent=broadcast.urgent,
         recipients=recipients,
-        remaining=recipients - sum(ended.values()),
+        remaining=remaining,
+        rate=ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0,
+        created_at=broadcast.created_at,
+        finished_at=broadcast.finished_at,
+        resume_at=broadcast.resume_at,
+        expected_end=_expected_end(session, remaining, now, rate_limit) if broadcast.status is _S.SENDING else None,
         **{status.value: number for status, number in ended.items()},
     )
 
 
-def _in_audience(after: int, up_to: int) -> ColumnElement[bool]:
-    return and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
+def _expected_end(session: Session, remaining: int, now: datetime, rate_limit: float) -> datetime:
+    return now + timedelta(seconds=_seconds_needed(session, remaining, now, rate_limit))
 
 
-def _accept(session: Session, message_ids: dict[int, str | None], now: datetime) -> None:
-    unsettled = update(Delivery).where(
-        Delivery.id.in_(message_ids), Delivery.status.in_([DeliveryStatus.SENDING, DeliveryStatus.QUEUED])
-    )
-    message_id = case(message_ids, value=Delivery.id)
-    session.execute(
-        unsettled.values(
-            status=DeliveryStatus.SENT, message_id=message_id, settled_at=now, lease=None, leased_until=None
-        )
-    )
+def _seconds_needed(session: Session, messages: int, now: datetime, rate_limit: float) -> float:
+    rate = pacing.current_rate(session, limit=rate_limit, now=now.timestamp())
+    return min(pacing.seconds_needed(messages, pacing.account(session), rate), _LONGEST_FORECAST)
 
 
-def _end(session: Session, reasons: dict[int, Any], status: DeliveryStatus, now: datetime) -> None:
-    sending = update(Delivery).where(Delivery.id.in_(reasons), Delivery.status == DeliveryStatus.SENDING)
-    reason = case(reasons, value=Delivery.id)
-    session.execute(sending.values(status=status, reason=reason, settled_at=now, lease=None, leased_until=None))
+def _is_being_cancelled() -> ColumnElement[bool]:
+    return and_(Broadcast.status == _S.CANCELLED, Broadcast.finished_at.is_(None))
 
 
-def _requeue(session: Session, lease: str, delivery_ids: Any) -> None:
-    unburnt = {"status": DeliveryStatus.QUEUED, "attempts": Delivery.attempts - 1}
-    session.execute(_held(lease, delivery_ids).values(**unburnt, lease=None, leased_until=None))
+def _hold_row(session: Session, broadcast_id: int) -> BroadcastStatus:
+    """Let nobody else change a broadcast before the transaction ends; return its status.
+
+    Raises UnknownBroadcastException. An update, because SQLite has no FOR UPDATE and locks at the first write.
+    """
+    session.execute(update(Broadcast).where(Broadcast.id == broadcast_id).values(status=Broadcast.status))
+    return status_of(session, broadcast_id)
 
 
-def _held(lease: str, delivery_ids: Any) -> Any:
-    return update(Delivery).where(
-        Delivery.id.in_(delivery_ids), Delivery.lease == lease, Delivery.status == DeliveryStatus.SENDING
-    )
+def _move(
+    session: Session, broadcast_id: int, status: BroadcastStatus, *conditions: ColumnElement[bool], **values: Any
+) -> int:
+    """Change the status of a broadcast if it may come to it; return whether it did."""
+    movable = [Broadcast.id == broadcast_id, Broadcast.status.in_(sorted(MOVES[status]))]
+    return rows_matched(session, update(Broadcast).where(*movable, *conditions).values(status=status, **values))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

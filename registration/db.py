@@ -131,20 +131,24 @@ def autocommit() -> AbstractContextManager[Connection]:
 
 
 def rows_matched(session: Session, statement: Executable) -> int:
-    """Execute an UPDATE and return how many rows it was about."""
-    return cast("CursorResult[Any]", session.execute(statement)).rowcount
+    """Execute an UPDATE and return how many rows it was about. Objects that the session has loaded do not see it."""
+    unseen = {"synchronize_session": False}
+    return cast("CursorResult[Any]", session.execute(statement, execution_options=unseen)).rowcount
 
 
-def engine_options(url: str, *, pool_size: int, autocommit: bool = False) -> dict[str, Any]:
+def engine_options(url: str, *, pool_size: int, autocommit: bool = False, careful: bool = True) -> dict[str, Any]:
     """Return the options of one engine and its pool of `pool_size` connections.
 
-    A dead connection is noticed before it is used and replaced. Parameters stay out of error messages, because
-    they hold addresses.
+    A dead connection is noticed before it is used and replaced, and rolled back before it is put back; `careful` off
+    saves both round trips, for those who end every transaction themselves and try again after an error. Parameters
+    stay out of error messages, because they hold addresses.
     """
-    options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_pre_ping": True, "pool_size": pool_size}
-    options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
+    options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}
+    options |= {"pool_pre_ping": careful, "max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
+    if autocommit or not careful:
+        options["pool_reset_on_return"] = None
     if autocommit:
-        options |= {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "skip_autocommit_rollback": True}
+        options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
     if make_url(url).get_backend_name() == "sqlite":
         return options | {"connect_args": {"timeout": STATEMENT_SECONDS}}
     options.setdefault("isolation_level", "READ COMMITTED")

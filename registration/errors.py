@@ -1,5 +1,9 @@
 """Everything that can go wrong, as one tree. An error's docstring is its message unless it is given a better one."""
 
+from __future__ import annotations
+
+from datetime import timedelta
+
 
 class RegistrationError(Exception):
     """The request could not be carried out."""
@@ -20,6 +24,14 @@ class InvalidSecretPinException(RegistrationError):
     """The secret pin is missing or wrong."""
 
 
+class TooManyAttemptsException(RegistrationError):
+    """There were too many wrong secret pins. Wait before you try again."""
+
+    def __init__(self, detail: str | None = None, *, retry_after: timedelta = timedelta()) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
 class InvalidEmailMessageException(RegistrationError):
     """The message needs a title and contents."""
 
@@ -28,5 +40,33 @@ class UnknownBroadcastException(RegistrationError):
     """There is no broadcast with this id."""
 
 
+class InvalidQueryException(RegistrationError):
+    """The request asks for something that there is not."""
+
+
 class UnsupportedInputException(RegistrationError):
     """Send the fields as a form, as a JSON object or in the query string."""
+
+
+class RepeatedBroadcastException(RegistrationError):
+    """The same broadcast was asked for before."""
+
+    def __init__(self, broadcast_id: int) -> None:
+        super().__init__()
+        self.broadcast_id = broadcast_id
+
+
+class IdempotencyKeyException(RegistrationError):
+    """The idempotency key was used for another message in the last 24 hours."""
+
+
+class InvalidIdempotencyKeyException(RegistrationError):
+    """The Idempotency-Key must have 1 to 255 printable ASCII characters."""
+
+
+class MailServiceBusyException(RegistrationError):
+    """The mail service takes no message at the moment."""
+
+
+class MailServiceRefusedException(RegistrationError):
+    """The mail service did not take the message."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InvalidEmailMessageException
 
 LONGEST_TITLE = 200
 LONGEST_CONTENTS = 100_000
+TEST_MARK = "[TEST] "
 _LINE_BREAKERS = {"Cc", "Zl", "Zp"}
 _ALLOWED_CONTROLS = "\t\n\r"
 
@@ -38,3 +39,8 @@ def compose(title: str, contents: str) -> Message:
     if any(unicodedata.category(character) == "Cc" for character in contents if character not in _ALLOWED_CONTROLS):
         raise InvalidEmailMessageException("The contents must not hold control characters.")
     return Message(subject=title, text=contents)
+
+
+def mark_as_test(message: Message) -> Message:
+    """Return the message with a subject that says it is a test."""
+    return replace(message, subject=TEST_MARK + message.subject)

@@ -6,7 +6,18 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, SmallInteger, String, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -30,6 +41,7 @@ class BroadcastStatus(StrEnum):
     SENDING = "sending"
     PAUSED = "paused"
     SENT = "sent"
+    CANCELLED = "cancelled"
 
 
 class DeliveryStatus(StrEnum):
@@ -88,7 +100,7 @@ class Broadcast(Base):
     """One message to everybody who was registered when it started.
 
     The audience is the active registrations up to `audience_end`; the ledger holds those up to `filled_to`.
-    A paused broadcast goes on by itself at `resume_at`.
+    A paused broadcast goes on by itself at `resume_at`, or waits for a person if that is empty.
     """
 
     __tablename__ = "broadcast"
@@ -105,12 +117,13 @@ class Broadcast(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     resume_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    urgent: Mapped[bool] = mapped_column(Boolean)
 
 
 class Delivery(Base):
     """One broadcast to one recipient: a line of the ledger.
 
-    A sender that claims a delivery holds it until `leased_until`; `lease` names the claim.
+    A sender that claims a delivery holds it until `leased_until`; `lease` names the claim until its outcome is written.
     """
 
     __tablename__ = "delivery"
@@ -132,11 +145,47 @@ class Delivery(Base):
     settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class BroadcastRequest(Base):
+    """What a broadcast was asked for with: its idempotency key, or the fingerprint of what it says.
+
+    The unique `name` lets only one of two simultaneous requests start a broadcast.
+    """
+
+    __tablename__ = "broadcast_request"
+    __table_args__ = (_TABLE,)
+
+    name: Mapped[str] = mapped_column(ascii_string(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(ascii_string(64))
+    broadcast_id: Mapped[int] = mapped_column(ForeignKey("broadcast.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class WrongPin(Base):
+    """One wrong secret pin, remembered for a quarter of an hour."""
+
+    __tablename__ = "wrong_pin"
+    __table_args__ = (Index(None, "created_at"), _TABLE)
+
+    id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
+    ip_address: Mapped[str | None] = mapped_column(ascii_string(45))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Pace(Base):
-    """When the account may send again, in seconds since 1970; one row that all senders share."""
+    """The account's pace; one row that all senders share. Times are seconds since 1970.
+
+    `free_at` is the next free instant. `factor` lowers the rate since `throttled_at`, the last time the mail service
+    asked to slow down. The rest is what the mail service said of the account at `asked_at`.
+    """
 
     __tablename__ = "pace"
     __table_args__ = (_TABLE,)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     free_at: Mapped[float] = mapped_column(Double)
+    factor: Mapped[float] = mapped_column(Double)
+    throttled_at: Mapped[float] = mapped_column(Double)
+    asked_at: Mapped[float] = mapped_column(Double)
+    granted_rate: Mapped[float | None] = mapped_column(Double)
+    daily_quota: Mapped[float | None] = mapped_column(Double)
+    sent_last_day: Mapped[float | None] = mapped_column(Double)

@@ -3,22 +3,50 @@
 The row holds the next free instant (the generic cell rate algorithm, ITU-T I.371): reserving n messages at a rate
 moves it by n/rate, and whoever reserved waits for the instant that was free before. Since the row outlives every
 process, neither a second sender nor a restart can exceed the rate.
+
+When the mail service asks to slow down, everybody rests for a moment; when it asks again soon, the rate is lowered
+by a factor, which recovers by itself.
 """
 
 from __future__ import annotations
 
+import math
+
 from sqlalchemy import ColumnElement, case, select, update
 from sqlalchemy.orm import Session
 
+from .db import rows_matched
+from .mailers import Account
 from .models import Pace
 
-BATCH_SECONDS = 0.25
-"""A batch is no larger than what the rate allows in this time, so that the sending is even."""
+HEADROOM = 0.97
+"""The share of the granted rate that is used. What is left absorbs the jitter of threads, network and clocks."""
+BATCH_SECONDS = 0.01
+"""A batch is no larger than what the rate allows in this time, so that every second holds the same number."""
+REST_SECONDS = 0.1
+"""How long everybody rests when the mail service asks to slow down."""
+AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
+LOWERED, RECOVERED_A_SECOND, LOWEST = 0.93, 1.05, 0.02
+SLOWEST_RATE = 1.0
+"""Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
+KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0
+"""How often the mail service is asked about the account, once and before it has answered."""
+_DAY = 86_400.0
 
 
 def batch_size(rate: float, largest: int) -> int:
     """Return how many recipients one call should have at a rate of recipients a second."""
     return largest if rate * BATCH_SECONDS >= largest else max(1, int(rate * BATCH_SECONDS))
+
+
+def seconds_needed(messages: int, account: Account, rate: float) -> float:
+    """Return how long messages take at a rate, when the daily quota may run out and is free again a day later."""
+    left_today = max(0.0, account.daily_quota - account.sent_last_day)
+    if messages <= left_today:
+        return messages / rate
+    days = math.ceil((messages - left_today) / max(account.daily_quota, 1.0))
+    on_last_day = messages - left_today - (days - 1) * account.daily_quota
+    return days * _DAY + on_last_day / rate
 
 
 def reserve(session: Session, messages: int, *, rate: float, now: float) -> float:
@@ -31,9 +59,73 @@ def reserve(session: Session, messages: int, *, rate: float, now: float) -> floa
     return max(0.0, session.execute(select(Pace.free_at)).scalar_one() - taken - now)
 
 
+def free_in(session: Session, *, now: float) -> float:
+    """Return the seconds until the next free instant, negative if that is past."""
+    return session.execute(select(Pace.free_at)).scalar_one() - now
+
+
 def back_off(session: Session, seconds: float, *, now: float) -> None:
     """Let nobody reserve an instant within the next seconds."""
     session.execute(update(Pace).values(free_at=_latest(now + seconds)))
+
+
+def slow_down(session: Session, *, now: float) -> None:
+    """Rest for a moment; lower the rate when this is not the first time in a while."""
+    row = session.execute(select(Pace.factor, Pace.throttled_at).with_for_update()).one()
+    since = now - row.throttled_at
+    back_off(session, REST_SECONDS, now=now)
+    if since < AT_MOST_EVERY_SECONDS:
+        return
+    factor = recovered(row.factor, since)
+    lowered = max(LOWEST, factor * LOWERED) if since < AGAIN_SECONDS else factor
+    session.execute(update(Pace).values(factor=lowered, throttled_at=now))
+
+
+def recovered(factor: float, seconds: float) -> float:
+    """Return what a lowered factor has become after seconds without a request to slow down."""
+    recovery: float = RECOVERED_A_SECOND ** min(seconds, 1000.0)
+    return min(1.0, factor * recovery)
+
+
+def needs_account(session: Session, *, now: float) -> bool:
+    """Return whether it is time to ask the mail service about the account, and take that upon the caller."""
+    known_for = case((Pace.granted_rate.is_(None), UNKNOWN_SECONDS), else_=KNOWN_SECONDS)
+    return rows_matched(session, update(Pace).where(Pace.asked_at < now - known_for).values(asked_at=now)) > 0
+
+
+def remember_account(session: Session, account: Account) -> None:
+    """Write down what the mail service said of the account; infinity is stored as nothing, or as a rate of 0."""
+    session.execute(
+        update(Pace).values(
+            granted_rate=0.0 if math.isinf(account.sending_rate) else account.sending_rate,
+            daily_quota=None if math.isinf(account.daily_quota) else account.daily_quota,
+            sent_last_day=account.sent_last_day,
+        )
+    )
+
+
+def account(session: Session) -> Account:
+    """Return what is known of the account; while nothing is, that of an SES account in the sandbox is assumed."""
+    return _account(session.execute(select(Pace)).scalar_one())
+
+
+def is_account_known(session: Session) -> bool:
+    """Return whether the mail service has ever told the account's rate."""
+    return session.execute(select(Pace.granted_rate)).scalar_one() is not None
+
+
+def current_rate(session: Session, *, limit: float, now: float) -> float:
+    """Return the recipients a second to send now, all senders together; `limit` is the operator's own."""
+    pace = session.execute(select(Pace)).scalar_one()
+    return min(limit, _account(pace).sending_rate) * HEADROOM * recovered(pace.factor, now - pace.throttled_at)
+
+
+def _account(row: Pace) -> Account:
+    return Account(
+        sending_rate=SLOWEST_RATE if row.granted_rate is None else row.granted_rate or math.inf,
+        daily_quota=math.inf if row.daily_quota is None else row.daily_quota,
+        sent_last_day=row.sent_last_day or 0.0,
+    )
 
 
 def _latest(instant: float) -> ColumnElement[float]:

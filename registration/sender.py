@@ -1,118 +1,260 @@
-"""The loop that sends: claim, commit, pace, send, settle, commit."""
+"""What sends: a look at the work, and the calls in flight: claim, pace and commit, send, settle and commit."""
 
 from __future__ import annotations
 
 import logging
 import math
+import queue
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import broadcasts, pacing, registrations
-from .broadcasts import Batch
+from . import broadcasts, ledger, pacing, pins, registrations
+from .broadcasts import Work
+from .ledger import Batch
 from .mailers import Mailer, Outcome, Verdict
 from .messages import Message
+from .models import BroadcastStatus
 
-IDLE_SECONDS = 0.05
+LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
 TROUBLE_SECONDS = 1.0
-BACK_OFF_SECONDS = 1.0
 SETTLE_SECONDS = 8.0
 """How long settled outcomes are kept in hand while the database is in trouble."""
-SLOWEST_RATE = 1.0
-"""Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
-_KNOWN_RATE_SECONDS, _UNKNOWN_RATE_SECONDS = 300.0, 10.0
-_COUNT_SECONDS, _FORGET_SECONDS = 60.0, 3600.0
+AHEAD_SECONDS = 0.25
+"""How far ahead instants are reserved: what is claimed leaves within this time, and a pause takes no longer."""
+LATE_SECONDS = 0.5
+"""A call that comes later than this is given back: its broadcast may be paused by now, or its lease over."""
+LARGEST_LOT = 500
+"""Deliveries claimed at once at most."""
+FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 48
+UNKNOWN_CALL_SECONDS = 0.25
+"""What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
+SPARE = 1.5
+BREATH_SECONDS = 0.005
+BULK_SECONDS = 2.0
+"""How long bulk calls have to be refused before that is put down to their being bulk calls."""
+SINGLE_SECONDS = 60.0
+"""How long calls carry one recipient each after bulk calls were refused as too many."""
+_ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
 _COUNT_MARGIN = timedelta(minutes=2)
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Call:
+    """A batch, and the instant at which it is to be sent, in seconds of `time.monotonic`."""
+
+    broadcast_id: int
+    batch: Batch
+    due_at: float
+
+
 @dataclass
 class Sender:
-    """Sends every broadcast that is under way, one batch after another, until it is told to stop.
+    """Sends every broadcast that is under way until it is told to stop.
 
-    `sending_rate` is the operator's own limit in recipients a second; 0 leaves it to the mail service.
+    `rate_limit` is the operator's own limit in recipients a second, infinite to leave it to the mail service.
     """
 
     sessions: sessionmaker[Session]
     mailer: Mailer
-    sending_rate: float = 0.0
+    rate_limit: float = math.inf
     ip_retention: timedelta = timedelta(days=90)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._granted_rate: float | None = None
+        self._work: list[Work] = []
+        self._sending: set[int] = set()
+        self._rate = 0.0
+        # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
+        self._calls: queue.Queue[Call] = queue.Queue()
+        self._call_seconds: deque[float] = deque(maxlen=50)
+        self._unanswered = 0
+        self._bulk_calls: deque[tuple[float, bool]] = deque(maxlen=200)
+        self._single_until = self._claim_at = self._departed_at = 0.0
+        self._departing = threading.Lock()
         self._next: dict[str, float] = {}
         self._message_of = lru_cache(maxsize=8)(self._load_message)
 
     def run(self) -> None:
-        """Work until `stop`; the batch in hand is finished first. No failure ends the loop."""
+        """Work until `stop`; calls in flight are finished first. No failure ends it."""
         log.info("the sender started")
+        threads: list[threading.Thread] = []
         while not self.stopping.is_set():
-            try:
-                pause = 0.0 if self.step() else IDLE_SECONDS
-            except SQLAlchemyError:
-                log.exception("the sender waits for the database")
-                pause = TROUBLE_SECONDS
-            except Exception:
-                log.exception("the sender failed and tries again")
-                pause = TROUBLE_SECONDS
-            self.stopping.wait(pause)
+            busy = self._guard(self._look_and_claim)
+            threads = [thread for thread in threads if thread.is_alive()]
+            for number in range(len(threads), self._calls_in_flight() if self._work else 0):
+                threads.append(threading.Thread(target=self._carry_out_calls, args=(number,), name=f"calls-{number}"))
+                threads[-1].start()
+            self.stopping.wait(0 if busy else BREATH_SECONDS if self._work else LOOK_SECONDS)
+        for thread in threads:
+            thread.join()
+        while not self._calls.empty():
+            self._guard(lambda: self._release(self._calls.get()))
         log.info("the sender stopped")
 
     def stop(self) -> None:
-        """Ask the loop to end.
+        """Ask for the end.
 
         Safe in a signal handler unless `run` is in the main thread: the handler would then wait for the event's lock
         that the thread it interrupted holds.
         """
         self.stopping.set()
 
-    def step(self) -> bool:
-        """Do one piece of work for the oldest broadcast that has any; return whether there was any."""
-        self._keep_house()
-        with self.sessions.begin() as session:
-            ids = broadcasts.underway(session, self.now())
-        return any(self._advance(broadcast_id) for broadcast_id in ids)
+    @property
+    def has_work(self) -> bool:
+        """Whether the last look found a broadcast under way."""
+        return bool(self._work)
 
-    def _advance(self, broadcast_id: int) -> bool:
-        """Fill one chunk of the ledger and send one batch, or end the broadcast."""
-        rate = self._rate()
+    def step(self) -> bool:
+        """Look, and send one lot; return whether there was any work. For those who keep their own loop."""
+        tended = self.look()
+        return self.send_lot() or tended
+
+    def look(self) -> bool:
+        """See what there is to do and do all of it but the sending; return whether there was anything."""
+        now = self.now()
         with self.sessions.begin() as session:
-            filled = broadcasts.fill(session, broadcast_id)
+            self._work = broadcasts.underway(session, now)
+        self._sending = {work.broadcast_id for work in self._work if work.status is not BroadcastStatus.CANCELLED}
+        self._ask_for_account(now)
+        if self._work:
+            with self.sessions.begin() as session:
+                self._rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+        tended = [self._tend(work) for work in self._work]
+        self._keep_house()
+        return any(tended)
+
+    def send_lot(self) -> bool:
+        """Send one lot of deliveries, call after call; return whether there was any."""
+        for call in (lot := self._claim_lot()):
+            self._carry_out(call)
+        return bool(lot)
+
+    def _look_and_claim(self) -> bool:
+        """Look now and then, and keep calls waiting for the threads; return whether there is more to do at once."""
+        tended = self._is_due("look", LOOK_SECONDS) and self.look()
+        if tended:
+            self._next["look"] = self._claim_at = 0.0
+        if self._calls.qsize() >= self._calls_in_flight() + self._calls_ahead() or time.monotonic() < self._claim_at:
+            return tended
+        self._claim_at = 0.0
+        for call in (lot := self._claim_lot()):
+            self._calls.put(call)
+        if not lot:
+            self._claim_at = self._claim_at or time.monotonic() + LOOK_SECONDS
+        return tended or bool(lot)
+
+    def _carry_out_calls(self, number: int) -> None:
+        while not self.stopping.is_set() and self._work and number < self._calls_in_flight():
+            with suppress(queue.Empty):
+                call = self._calls.get(timeout=LOOK_SECONDS)
+                self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
+
+    def _calls_in_flight(self) -> int:
+        """Return how many calls at once keep the rate, by Little's law: calls a second times the time of a call.
+
+        That time is the shortest of late: what SES and the network take, without the threads' waiting for each other.
+        """
+        if math.isinf(self._rate):
+            return FEWEST_IN_FLIGHT
+        wanted = math.ceil(SPARE * self._calls_a_second() * min(self._call_seconds, default=UNKNOWN_CALL_SECONDS))
+        return min(max(FEWEST_IN_FLIGHT, wanted), MOST_IN_FLIGHT)
+
+    def _calls_ahead(self) -> int:
+        """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
+        return 0 if math.isinf(self._rate) else math.ceil(self._calls_a_second() * AHEAD_SECONDS)
+
+    def _calls_a_second(self) -> float:
+        return self._rate / pacing.batch_size(self._rate, self._largest_batch())
+
+    def _claim_lot(self) -> list[Call]:
+        """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
+        largest = pacing.batch_size(self._rate, self._largest_batch()) if self._rate else 1
+        for work in self._work:
+            if work.status is not BroadcastStatus.SENDING:
+                continue
+            with self.sessions.begin() as session:
+                lot = self._claim_and_reserve(session, work.broadcast_id, largest)
+            if lot:
+                return lot
+        return []
+
+    def _claim_and_reserve(self, session: Session, broadcast_id: int, largest: int) -> list[Call]:
+        now, begun = self.now(), time.monotonic()
+        too_early = pacing.free_in(session, now=now.timestamp()) - AHEAD_SECONDS
+        if too_early > 0:
+            self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
+            return []
+        if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
+            return []
+        limit = max(largest, int(min(self._rate * AHEAD_SECONDS, LARGEST_LOT)))
+        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
+        if batch is None:
+            return []
+        wait = pacing.reserve(session, len(batch.recipients), rate=self._rate, now=now.timestamp())
+        parts = [batch.recipients[start : start + largest] for start in range(0, len(batch.recipients), largest)]
+        return [
+            Call(broadcast_id, Batch(batch.lease, part), begun + wait + number * largest / self._rate)
+            for number, part in enumerate(parts)
+        ] or [Call(broadcast_id, batch, begun)]
+
+    def _tend(self, work: Work) -> bool:
+        """Fill the ledger of a broadcast, take back what its senders lost, cancel what is left of it, or end it."""
         with self.sessions.begin() as session:
-            limit = pacing.batch_size(rate, self.mailer.largest_batch)
-            batch = broadcasts.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=self.now())
-        if batch is not None:
-            self._send(broadcast_id, batch, rate)
-            return True
+            filled = not work.filled and ledger.fill(session, work.broadcast_id)
+        if work.status is BroadcastStatus.CANCELLED:
+            with self.sessions.begin() as session:
+                filled |= broadcasts.cancel_rest(session, work.broadcast_id, self.now())
         with self.sessions.begin() as session:
-            expired = broadcasts.expire(session, broadcast_id, self.now())
-            finished = broadcasts.finish(session, broadcast_id, self.now())
+            expire = self._is_due(f"expire {work.broadcast_id}", _EXPIRE_SECONDS)
+            expired = expire and ledger.expire(session, work.broadcast_id, self.now())
+            finished = work.filled and broadcasts.finish(session, work.broadcast_id, self.now())
         if finished:
-            log.info("a broadcast has been sent", extra={"broadcast": broadcast_id})
+            log.info("a broadcast has ended", extra={"broadcast": work.broadcast_id})
         return filled or expired or finished
 
-    def _send(self, broadcast_id: int, batch: Batch, rate: float) -> None:
-        if not batch.recipients:
-            return
-        message = self._message_of(broadcast_id)
-        if self.stopping.wait(self._reserve(len(batch.recipients), rate)):
-            with self.sessions.begin() as session:
-                broadcasts.release(session, batch)
-            return
-        outcomes = self.mailer.send(message, batch.recipients)
-        self._settle(batch, outcomes)
-        self._heed(broadcast_id, outcomes)
+    def _carry_out(self, call: Call) -> bool:
+        """Wait for the instant of a call, make it, and write down what came of it."""
+        if not call.batch.recipients:
+            return True
+        message = self._message_of(call.broadcast_id)
+        leave_at = self._departure(call)
+        late = leave_at - call.due_at
+        waited = late <= LATE_SECONDS and not self.stopping.wait(max(0.0, leave_at - time.monotonic()))
+        if not waited or call.broadcast_id not in self._sending:
+            self._release(call)
+            return True
+        begun = time.monotonic()
+        outcomes = self.mailer.send(message, call.batch.recipients)
+        self._settle(call.batch, outcomes)
+        self._call_seconds.append(time.monotonic() - begun)
+        self._heed(call.broadcast_id, outcomes)
+        return True
+
+    def _departure(self, call: Call) -> float:
+        """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
+        spacing = len(call.batch.recipients) * pacing.HEADROOM / self._rate
+        with self._departing:
+            self._departed_at = max(time.monotonic(), call.due_at, self._departed_at + spacing)
+            return self._departed_at
+
+    def _release(self, call: Call) -> bool:
+        with self.sessions.begin() as session:
+            ledger.release(session, call.batch)
+        return True
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Write the outcomes down, again if the database fails: what is not written down is sent twice."""
@@ -120,44 +262,83 @@ class Sender:
         while True:
             try:
                 with self.sessions.begin() as session:
-                    return broadcasts.settle(session, batch, outcomes, self.now())
-            except DBAPIError:
+                    return ledger.settle(session, batch, outcomes, self.now())
+            except SQLAlchemyError:
                 if time.monotonic() > give_up:
                     raise
                 log.warning("outcomes could not be written down yet", extra={"lease": batch.lease})
-                time.sleep(TROUBLE_SECONDS)
+                time.sleep(min(TROUBLE_SECONDS, SETTLE_SECONDS))
 
     def _heed(self, broadcast_id: int, outcomes: Sequence[Outcome]) -> None:
         """Slow down or rest when the outcomes ask for it."""
+        verdicts = [outcome.verdict for outcome in outcomes]
+        throttled = Verdict.THROTTLED in verdicts
+        if len(outcomes) > 1:
+            self._note_bulk(refused=set(verdicts) == {Verdict.THROTTLED})
+        self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
         held = next((outcome for outcome in outcomes if outcome.verdict is Verdict.HELD), None)
+        if held is None and not throttled and self._unanswered <= 1:
+            return
         with self.sessions.begin() as session:
-            if held is not None and held.reason is not None:
-                resume_at = self.now() + broadcasts.HOLD
-                broadcasts.pause(session, broadcast_id, reason=held.reason, resume_at=resume_at)
+            if held is not None:
+                self._sending.discard(broadcast_id)
+                broadcasts.hold(session, broadcast_id, reason=held.reason or "", now=self.now())
                 log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": broadcast_id})
-            elif any(outcome.verdict in (Verdict.THROTTLED, Verdict.UNKNOWN) for outcome in outcomes):
-                pacing.back_off(session, BACK_OFF_SECONDS, now=self.now().timestamp())
+            elif throttled:
+                pacing.slow_down(session, now=self.now().timestamp())
+            else:
+                rest = min(TROUBLE_SECONDS * 2.0**self._unanswered, 30.0)
+                pacing.back_off(session, rest, now=self.now().timestamp())
 
-    def _reserve(self, messages: int, rate: float) -> float:
+    def _note_bulk(self, *, refused: bool) -> None:
+        """Turn to calls of one recipient each when hardly more than one bulk call a second is let through.
+
+        Some accounts may make no more. Refusals alone prove nothing: going over the rate for a moment causes them too.
+        """
+        now = time.monotonic()
+        self._bulk_calls.append((now, refused))
+        late = [(at, was_refused) for at, was_refused in list(self._bulk_calls) if at > now - 2 * BULK_SECONDS]
+        seconds, refusals = now - late[0][0], sum(was_refused for _, was_refused in late)
+        if seconds >= BULK_SECONDS and len(late) - refusals <= min(refusals, seconds + 1):
+            self._single_until = now + SINGLE_SECONDS
+            self._bulk_calls.clear()
+            log.warning("bulk calls are refused; each recipient gets a call for a while")
+
+    def _largest_batch(self) -> int:
+        return 1 if time.monotonic() < self._single_until else self.mailer.largest_batch
+
+    def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
+        """Do a piece of work; a failure is logged and waited out."""
+        try:
+            return piece_of_work()
+        except SQLAlchemyError:
+            log.exception("the sender waits for the database")
+        except Exception:
+            log.exception("the sender failed and tries again")
+        self.stopping.wait(TROUBLE_SECONDS)
+        return False
+
+    def _ask_for_account(self, now: datetime) -> None:
+        """Let one of all senders ask the mail service for the account's quotas now and then."""
+        if not self._is_due("account", _ACCOUNT_SECONDS):
+            return
         with self.sessions.begin() as session:
-            return pacing.reserve(session, messages, rate=rate, now=self.now().timestamp())
-
-    def _rate(self) -> float:
-        """Return the recipients a second to send: the lower of the operator's limit and the mail service's."""
-        if self._is_due("rate", _UNKNOWN_RATE_SECONDS if self._granted_rate is None else _KNOWN_RATE_SECONDS):
-            self._granted_rate = self.mailer.sending_rate()
-        granted = SLOWEST_RATE if self._granted_rate is None else self._granted_rate
-        return min(granted, self.sending_rate or math.inf)
+            due = pacing.needs_account(session, now=now.timestamp())
+        if due and (account := self.mailer.account()) is not None:
+            with self.sessions.begin() as session:
+                pacing.remember_account(session, account)
 
     def _load_message(self, broadcast_id: int) -> Message:
         with self.sessions.begin() as session:
             return broadcasts.message_of(session, broadcast_id)
 
     def _keep_house(self) -> None:
-        """Keep the count of registrations short, and forget IP addresses after their time."""
+        """Keep the count of registrations short, and forget wrong pins and IP addresses after their time."""
         if self._is_due("count", _COUNT_SECONDS):
             with self.sessions.begin() as session:
                 registrations.remember_count(session, before=self.now() - _COUNT_MARGIN)
+            with self.sessions.begin() as session:
+                pins.forget(session, self.now())
         if self._is_due("forget", _FORGET_SECONDS):
             with self.sessions.begin() as session:
                 windows = registrations.ip_address_windows(session)

@@ -105,11 +105,11 @@ def empty() -> None:
     with db.engine.begin() as connection:
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
-        connection.execute(insert(Pace).values(id=1, free_at=0))
+        connection.execute(insert(Pace).values(id=1, free_at=0, factor=1, throttled_at=0, asked_at=0))
         connection.execute(insert(RegistrationCount).values(id=1, up_to_id=0, registrations=0))
 
 
 def dispose(application: Flask) -> None:
     with application.app_context():
-        for engine in db.engines.values():
+        for engine in (*db.engines.values(), application.extensions["sender_engine"]()):
             engine.dispose()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 from sqlalchemy import insert
 
 from registration import addresses, broadcasts, messages
+from registration.broadcasts import Progress
 from registration.db import db
-from registration.models import Registration, RegistrationStatus
+from registration.models import BroadcastStatus, Registration, RegistrationStatus
 
 _numbers = count(1)
 
@@ -42,6 +45,33 @@ def register(
 
 def start_broadcast(title: str = "Update now", contents: str = "There is a hole.\n") -> int:
     """Start a broadcast to all registrations and return its id. Needs an application context."""
-    broadcast_id = broadcasts.start(db.session, messages.compose(title, contents), datetime.now(UTC)).id
+    message = messages.compose(title, contents)
+    broadcast_id = broadcasts.start(db.session(), message, datetime.now(UTC), idempotency_key=uuid.uuid4().hex)
     db.session.commit()
     return broadcast_id
+
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def progress(**changes: Any) -> Progress:
+    """Return how far a broadcast has come that began at noon and is about half done."""
+    usual = Progress(
+        broadcast_id=7,
+        title="Update now",
+        status=BroadcastStatus.SENDING,
+        reason=None,
+        urgent=False,
+        recipients=9001,
+        sent=4700,
+        failed=2,
+        skipped=0,
+        cancelled=0,
+        remaining=4299,
+        rate=13.96,
+        created_at=NOON,
+        finished_at=None,
+        resume_at=None,
+        expected_end=NOON + timedelta(seconds=312),
+    )
+    return replace(usual, **changes)

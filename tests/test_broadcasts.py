@@ -1,263 +1,509 @@
-"""The ledger: who is in it, who gets what, and what becomes of each delivery."""
+"""Broadcasts: starting one once, steering it, and telling how far it has come."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import datetime, timedelta
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
 
-from registration import broadcasts
-from registration.broadcasts import Batch
+from registration import broadcasts, ledger, messages, pacing
+from registration.broadcasts import Progress, Work
 from registration.db import db
-from registration.errors import UnknownBroadcastException
-from registration.mailers import Outcome, Verdict
-from registration.models import Broadcast, BroadcastStatus, Delivery, DeliveryStatus, Registration, RegistrationStatus
+from registration.errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
+from registration.mailers import Account
+from registration.models import Broadcast, BroadcastRequest, BroadcastStatus
 
 from . import factories
+from .ledgers import ACCEPTED, NOW, REFUSED, UNKNOWN, claim, commit, filled, lines, settle, statuses
 
-NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-AFTER_LEASE = NOW + broadcasts.LEASE + timedelta(seconds=1)
-ACCEPTED = Outcome(Verdict.ACCEPTED, message_id="0100-1")
-REFUSED = Outcome(Verdict.REFUSED, reason="No such address.")
-THROTTLED = Outcome(Verdict.THROTTLED, reason="Slow down.")
-HELD = Outcome(Verdict.HELD, reason="Paused.")
-UNKNOWN = Outcome(Verdict.UNKNOWN, reason="No answer.")
+LATER = NOW + timedelta(hours=1)
+NEXT_DAY = NOW + broadcasts.REPEAT
+MESSAGE = messages.compose("Update now", "There is a hole.")
+OTHER = messages.compose("Update now", "There is another hole.")
+RACERS = 6
 
 
 @pytest.fixture(autouse=True)
-def _in_context(application: Flask):
+def _in_context(application: Flask) -> Iterator[None]:
     with application.app_context():
         yield
 
 
-def commit(step: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    with sessionmaker(db.engine).begin() as session:
-        return step(session, *arguments, **named)
+def start(message: messages.Message = MESSAGE, now: datetime = NOW, **how: Any) -> int:
+    return commit(broadcasts.start, message, now, **how)
 
 
-def filled(number: int) -> int:
-    """Start a broadcast to new registrations and fill its ledger."""
-    factories.register(number)
-    broadcast_id = factories.start_broadcast()
-    while commit(broadcasts.fill, broadcast_id):
-        pass
-    return broadcast_id
+def repeats(message: messages.Message = MESSAGE, now: datetime = NOW, **how: Any) -> int:
+    """Return the broadcast that a request repeats."""
+    with pytest.raises(RepeatedBroadcastException) as caught:
+        start(message, now, **how)
+    return caught.value.broadcast_id
 
 
-def claim(broadcast_id: int, limit: int = 50, *, lease: str = "one", now: datetime = NOW) -> Batch | None:
-    return commit(broadcasts.claim, broadcast_id, lease=lease, limit=limit, now=now)
+def progress(broadcast_id: int, now: datetime = NOW, **limits: float) -> Progress:
+    return commit(broadcasts.progress, broadcast_id, now, **limits)
 
 
-def settle(batch: Batch | None, *outcomes: Outcome) -> None:
-    assert batch is not None
-    commit(broadcasts.settle, batch, outcomes, NOW)
+def at_once(application: Flask, steps: list[Callable[[Session], Any]]) -> list[Any]:
+    """Take steps at the same time, each in a transaction of its own; return results and errors."""
+    barrier = Barrier(len(steps))
+
+    def take(step: Callable[[Session], Any]) -> Any:
+        with application.app_context():
+            barrier.wait()
+            try:
+                return commit(step)
+            except (RepeatedBroadcastException, IdempotencyKeyException) as error:
+                return error
+
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return list(pool.map(take, steps))
 
 
-def ledger(broadcast_id: int) -> list[Delivery]:
-    db.session.rollback()
-    rows = db.session.execute(select(Delivery).filter_by(broadcast_id=broadcast_id).order_by(Delivery.id))
-    db.session.expire_all()
-    return list(rows.scalars())
-
-
-def statuses(broadcast_id: int) -> Counter[str]:
-    return Counter(delivery.status.value for delivery in ledger(broadcast_id))
+# Starting
 
 
 def test_a_broadcast_to_nobody_has_ended_at_once() -> None:
     broadcast_id = factories.start_broadcast()
 
     assert commit(broadcasts.status_of, broadcast_id) is BroadcastStatus.SENT
-    assert commit(broadcasts.progress, broadcast_id).recipients == 0
+    assert progress(broadcast_id).recipients == 0
 
 
-def test_the_ledger_holds_every_active_registration_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broadcasts, "_IDS_AT_ONCE", 3)
-    factories.register(7)
-    for status in (RegistrationStatus.OPTED_OUT, RegistrationStatus.BOUNCED, RegistrationStatus.COMPLAINED):
-        factories.register(1, status=status)
-    broadcast_id = factories.start_broadcast()
+def test_a_broadcast_keeps_what_it_says_to_the_letter() -> None:
+    contents = "Ünïcode \U0001f6a8\r\n" + "x" * 90_000
+    message = commit(broadcasts.message_of, factories.start_broadcast("Tïtle \U0001f6a8", contents))
 
-    chunks = 0
-    while commit(broadcasts.fill, broadcast_id):
-        chunks += 1
-
-    assert chunks > 2
-    assert statuses(broadcast_id) == {"queued": 7}
-    assert len({delivery.registration_id for delivery in ledger(broadcast_id)}) == 7
+    assert (message.subject, message.text) == ("Tïtle \U0001f6a8", contents)
 
 
-def test_who_registers_after_the_start_is_not_in_the_audience(monkeypatch: pytest.MonkeyPatch) -> None:
-    factories.register(2)
-    broadcast_id = factories.start_broadcast()
-    factories.register(1)
+def test_the_same_message_within_a_day_is_a_repetition_of_the_first() -> None:
+    first = start()
 
-    while commit(broadcasts.fill, broadcast_id):
-        pass
-
-    assert len(ledger(broadcast_id)) == 2
+    assert repeats(now=LATER) == first
+    assert repeats(now=NEXT_DAY - timedelta(seconds=1), urgent=True) == first
+    assert start(OTHER) != first
 
 
-def test_a_fill_that_is_rolled_back_begins_again_where_it_was() -> None:
-    factories.register(3)
-    broadcast_id = factories.start_broadcast()
-    session = sessionmaker(db.engine)()
-    broadcasts.fill(session, broadcast_id)
-    session.rollback()
-    session.close()
+def test_the_same_message_after_a_day_is_a_new_broadcast_and_repeated_from_then_on() -> None:
+    first = start()
 
-    assert commit(broadcasts.fill, broadcast_id)
-    assert not commit(broadcasts.fill, broadcast_id)
-    assert len(ledger(broadcast_id)) == 3
+    second = start(now=NEXT_DAY)
+
+    assert second != first
+    assert repeats(now=NEXT_DAY + timedelta(hours=23)) == second
 
 
-def test_progress_promises_the_whole_audience_while_the_ledger_is_being_filled(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_repetition_leaves_nothing_behind() -> None:
+    start()
+    repeats()
+
+    assert commit(lambda session: session.execute(select(func.count(Broadcast.id))).scalar_one()) == 1
+    assert commit(lambda session: session.execute(select(func.count(BroadcastRequest.name))).scalar_one()) == 1
+
+
+def test_the_same_message_is_sent_again_when_that_is_asked_for() -> None:
+    first = start()
+
+    second = start(now=LATER, resend=True)
+
+    assert second != first
+    assert repeats(now=LATER + timedelta(hours=1)) == second
+
+
+def test_asking_twice_for_the_same_message_again_sends_it_again_once() -> None:
+    start()
+    second = start(now=LATER, resend=True)
+
+    assert repeats(now=LATER + timedelta(minutes=4), resend=True) == second
+    assert start(now=LATER + broadcasts.RESEND, resend=True) != second
+
+
+def test_the_same_idempotency_key_within_a_day_is_a_repetition_of_the_first() -> None:
+    first = start(idempotency_key="a")
+
+    assert repeats(now=LATER, idempotency_key="a") == first
+    assert repeats(now=LATER, idempotency_key="a", resend=True) == first
+    assert start(now=NEXT_DAY, idempotency_key="a") != first
+
+
+def test_the_same_idempotency_key_with_another_message_is_an_error() -> None:
+    start(idempotency_key="a")
+
+    for _ in range(2):
+        with pytest.raises(IdempotencyKeyException):
+            start(OTHER, idempotency_key="a")
+    assert start(OTHER, now=NEXT_DAY, idempotency_key="a")
+
+
+def test_another_idempotency_key_says_that_it_is_another_broadcast() -> None:
+    first = start(idempotency_key="a")
+    second = start(now=LATER, idempotency_key="b")
+
+    assert second != first
+    assert repeats(now=LATER) == second
+    assert repeats(now=LATER, idempotency_key="a") == first
+    assert start(now=LATER, idempotency_key="A") not in (first, second)
+
+
+@pytest.mark.parametrize("how", [{}, {"idempotency_key": "a"}, {"resend": True}])
+@pytest.mark.parametrize("before", [None, NOW - timedelta(hours=1), NOW - timedelta(days=2)])
+def test_of_simultaneous_requests_one_starts_a_broadcast_and_the_others_name_it(
+    application: Flask, how: dict[str, Any], before: datetime | None
 ) -> None:
-    monkeypatch.setattr(broadcasts, "_IDS_AT_ONCE", 2)
-    factories.register(5)
-    broadcast_id = factories.start_broadcast()
-    commit(broadcasts.fill, broadcast_id)
+    factories.register(3)
+    if before is not None:
+        start(now=before, **how)
+    expected = {None, NOW - timedelta(days=2)} | ({NOW - timedelta(hours=1)} if "resend" in how else set())
 
-    progress = commit(broadcasts.progress, broadcast_id)
-    assert (progress.recipients, progress.remaining) == (5, 5)
+    results = at_once(application, [lambda session: broadcasts.start(session, MESSAGE, NOW, **how)] * RACERS)
+
+    started = [result for result in results if isinstance(result, int)]
+    repeated = {result.broadcast_id for result in results if not isinstance(result, int)}
+    assert len(started) == (before in expected)
+    assert len(repeated) == 1
+    assert repeated == set(started) or not started
 
 
-def test_a_delivery_is_claimed_once() -> None:
+def test_simultaneous_requests_with_different_messages_under_one_key_start_one_broadcast(application: Flask) -> None:
+    def start_with(message: messages.Message) -> Callable[[Session], int]:
+        return lambda session: broadcasts.start(session, message, NOW, idempotency_key="a")
+
+    results = at_once(application, [start_with(MESSAGE), start_with(OTHER)])
+
+    assert sorted(type(result).__name__ for result in results) == ["IdempotencyKeyException", "int"]
+
+
+# What there is to do
+
+
+def work_of(broadcast_id: int, status: BroadcastStatus = BroadcastStatus.SENDING, *, filled: bool = False) -> Work:
+    return Work(broadcast_id, status, filled)
+
+
+def test_broadcasts_are_worked_on_urgent_ones_first_then_the_oldest_and_ended_ones_not_at_all() -> None:
+    factories.start_broadcast()
+    factories.register(1)
+    ids = [factories.start_broadcast(), factories.start_broadcast()]
+    urgent = start(urgent=True)
+
+    assert commit(broadcasts.underway, NOW) == [work_of(urgent), *map(work_of, ids)]
+
+
+def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
+    broadcast_id = filled(1)
+    commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
+
+    assert commit(broadcasts.underway, NOW) == []
+    held = progress(broadcast_id)
+    assert (held.status, held.reason) == (BroadcastStatus.PAUSED, "Quota.")
+    assert (held.resume_at, held.expected_end) == (NOW + broadcasts.HOLD, None)
+    (work,) = commit(broadcasts.underway, NOW + broadcasts.HOLD)
+    assert work.broadcast_id == broadcast_id
+    resumed = progress(broadcast_id)
+    assert (resumed.status, resumed.reason, resumed.resume_at) == (BroadcastStatus.SENDING, None, None)
+
+
+# Steering
+
+
+def test_a_paused_broadcast_waits_until_somebody_resumes_it() -> None:
+    broadcast_id = filled(1)
+
+    for _ in range(2):
+        commit(broadcasts.pause, broadcast_id)
+    assert commit(broadcasts.underway, NOW + timedelta(days=365)) == []
+    assert progress(broadcast_id).reason == broadcasts.PAUSED_BY_HAND
+
+    for _ in range(2):
+        commit(broadcasts.resume, broadcast_id)
+    assert commit(broadcasts.underway, NOW) == [work_of(broadcast_id, filled=True)]
+    assert progress(broadcast_id).reason is None
+
+
+def test_a_broadcast_that_is_held_up_can_be_paused_and_then_does_not_go_on_by_itself() -> None:
+    broadcast_id = filled(1)
+    commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
+
+    commit(broadcasts.pause, broadcast_id)
+    commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
+
+    assert commit(broadcasts.underway, NOW + broadcasts.HOLD) == []
+    assert progress(broadcast_id).reason == broadcasts.PAUSED_BY_HAND
+
+
+def test_a_cancelled_broadcast_ends_when_what_is_left_is_marked() -> None:
+    broadcast_id = filled(5)
+    settle(claim(broadcast_id, 2), ACCEPTED, REFUSED)
+
+    for _ in range(2):
+        commit(broadcasts.cancel, broadcast_id)
+    assert commit(broadcasts.underway, NOW) == [work_of(broadcast_id, BroadcastStatus.CANCELLED, filled=True)]
+    assert not commit(broadcasts.finish, broadcast_id, NOW)
+    assert commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    assert not commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    assert commit(broadcasts.finish, broadcast_id, NOW)
+
+    assert commit(broadcasts.underway, NOW) == []
+    end = progress(broadcast_id)
+    assert (end.status, end.finished_at) == (BroadcastStatus.CANCELLED, NOW)
+    assert (end.recipients, end.sent, end.failed, end.cancelled, end.remaining) == (5, 1, 1, 3, 0)
+
+
+def test_what_is_being_sent_when_its_broadcast_is_cancelled_is_settled_as_it_went() -> None:
     broadcast_id = filled(3)
+    batch = claim(broadcast_id, 2)
 
-    first, second = claim(broadcast_id, 2), claim(broadcast_id, 2, lease="two")
+    commit(broadcasts.cancel, broadcast_id)
+    commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    assert not commit(broadcasts.finish, broadcast_id, NOW)
+    settle(batch, ACCEPTED, UNKNOWN)
+    commit(ledger.expire, broadcast_id, NOW + ledger.LEASE + timedelta(seconds=1))
+    commit(broadcasts.cancel_rest, broadcast_id, NOW)
 
-    assert first is not None
-    assert second is not None
-    assert len(first.recipients) == 2
-    assert len(second.recipients) == 1
-    assert not {one.delivery_id for one in first.recipients} & {one.delivery_id for one in second.recipients}
-    assert claim(broadcast_id) is None
+    assert commit(broadcasts.finish, broadcast_id, NOW)
+    assert statuses(broadcast_id) == {"sent": 1, "cancelled": 2}
+    assert "No answer." in {line.reason for line in lines(broadcast_id)}
 
 
-def test_whoever_opted_out_before_their_turn_is_skipped() -> None:
-    broadcast_id = filled(3)
-    gone = ledger(broadcast_id)[1]
-    db.session.execute(update(Registration).where(Registration.id == gone.registration_id).values(status="opted_out"))
-    db.session.commit()
+@pytest.mark.parametrize("step", [broadcasts.pause, broadcasts.resume, broadcasts.cancel])
+def test_a_broadcast_that_has_ended_stays_as_it_is(step: Callable[..., None]) -> None:
+    sent, cancelled = filled(1), factories.start_broadcast()
+    settle(claim(sent), ACCEPTED)
+    commit(broadcasts.finish, sent, NOW)
+    commit(broadcasts.cancel, cancelled)
 
+    commit(step, sent)
+    commit(step, cancelled)
+
+    assert progress(sent).status is BroadcastStatus.SENT
+    assert progress(cancelled).status is BroadcastStatus.CANCELLED
+
+
+def test_a_paused_broadcast_can_be_cancelled() -> None:
+    broadcast_id = filled(1)
+    commit(broadcasts.pause, broadcast_id)
+
+    commit(broadcasts.cancel, broadcast_id)
+
+    cancelled = progress(broadcast_id)
+    assert (cancelled.status, cancelled.reason) == (BroadcastStatus.CANCELLED, None)
+
+
+def test_only_a_cancelled_broadcast_has_anything_to_cancel() -> None:
+    broadcast_id = filled(2)
+
+    assert not commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    assert statuses(broadcast_id) == {"queued": 2}
+
+
+def retry(broadcast_id: int, before: datetime = LATER) -> int:
+    """Send again to everybody who did not get it; return in how many chunks."""
+    chunks = 0
+    while commit(broadcasts.retry, broadcast_id, before):
+        chunks += 1
+    return chunks
+
+
+def test_a_retry_sends_to_those_who_failed_or_were_cancelled_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "ROWS_AT_ONCE", 2)
+    broadcast_id = filled(8)
+    settle(claim(broadcast_id, 4), ACCEPTED, REFUSED, REFUSED, REFUSED)
+    commit(broadcasts.cancel, broadcast_id)
+    while commit(broadcasts.cancel_rest, broadcast_id, NOW):
+        pass
+    commit(broadcasts.finish, broadcast_id, NOW)
+
+    assert retry(broadcast_id) == 4
+
+    again = progress(broadcast_id)
+    assert (again.status, again.finished_at) == (BroadcastStatus.SENDING, None)
+    assert (again.recipients, again.sent, again.remaining) == (8, 1, 7)
+    assert [line.status.value for line in lines(broadcast_id)] == ["sent"] + ["queued"] * 7
+    assert {(line.attempts, line.reason, line.settled_at) for line in lines(broadcast_id)[1:]} == {(0, None, None)}
+
+
+def test_a_retry_when_everybody_has_got_it_changes_nothing() -> None:
+    broadcast_id = filled(1)
+    settle(claim(broadcast_id), ACCEPTED)
+    commit(broadcasts.finish, broadcast_id, NOW)
+
+    assert retry(broadcast_id) == 0
+    assert progress(broadcast_id).status is BroadcastStatus.SENT
+
+
+def test_a_retry_ends_although_they_fail_again_at_once() -> None:
+    broadcast_id = filled(2)
+    settle(claim(broadcast_id), REFUSED, REFUSED)
+    asked_at = NOW + timedelta(seconds=1)
+
+    assert commit(broadcasts.retry, broadcast_id, asked_at)
     batch = claim(broadcast_id)
-
     assert batch is not None
-    assert gone.id not in [recipient.delivery_id for recipient in batch.recipients]
-    assert len(batch.recipients) == 2
-    skipped = ledger(broadcast_id)[1]
-    assert (skipped.status, skipped.reason) == (DeliveryStatus.SKIPPED, "The address is opted_out.")
+    commit(ledger.settle, batch, [REFUSED, REFUSED], asked_at + timedelta(milliseconds=1))
+
+    assert not commit(broadcasts.retry, broadcast_id, asked_at)
+
+
+def test_a_retry_of_a_paused_broadcast_waits_for_it_to_be_resumed() -> None:
+    broadcast_id = filled(2)
+    settle(claim(broadcast_id, 1), REFUSED)
+    commit(broadcasts.pause, broadcast_id)
+
+    retry(broadcast_id)
+
+    assert progress(broadcast_id).status is BroadcastStatus.PAUSED
+    assert statuses(broadcast_id) == {"queued": 2}
+
+
+def test_a_broadcast_that_is_sent_again_can_end_again() -> None:
+    broadcast_id = filled(1)
+    settle(claim(broadcast_id), REFUSED)
+    commit(broadcasts.finish, broadcast_id, NOW)
+    retry(broadcast_id)
+
+    settle(claim(broadcast_id), ACCEPTED)
+
+    assert commit(broadcasts.finish, broadcast_id, LATER)
+    end = progress(broadcast_id)
+    assert (end.status, end.finished_at, end.sent) == (BroadcastStatus.SENT, LATER, 1)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "attempts", "reason"),
+    "step",
     [
-        (ACCEPTED, DeliveryStatus.SENT, 1, None),
-        (REFUSED, DeliveryStatus.FAILED, 1, "No such address."),
-        (THROTTLED, DeliveryStatus.QUEUED, 0, None),
-        (HELD, DeliveryStatus.QUEUED, 0, None),
-        (UNKNOWN, DeliveryStatus.SENDING, 1, "No answer."),
+        broadcasts.status_of,
+        broadcasts.pause,
+        broadcasts.resume,
+        broadcasts.cancel,
+        lambda session, broadcast_id: broadcasts.retry(session, broadcast_id, NOW),
+        lambda session, broadcast_id: broadcasts.progress(session, broadcast_id, NOW),
     ],
 )
-def test_each_outcome_has_its_answer(
-    outcome: Outcome, status: DeliveryStatus, attempts: int, reason: str | None
-) -> None:
-    broadcast_id = filled(1)
-
-    settle(claim(broadcast_id), outcome)
-
-    (delivery,) = ledger(broadcast_id)
-    assert (delivery.status, delivery.attempts, delivery.reason) == (status, attempts, reason)
-    assert delivery.message_id == outcome.message_id
-    assert (delivery.settled_at == NOW) is (status in broadcasts.FINAL)
+def test_an_unknown_broadcast_is_an_error(step: Callable[..., Any]) -> None:
+    with pytest.raises(UnknownBroadcastException):
+        commit(step, 4711)
 
 
-def test_outcomes_of_one_batch_are_kept_apart() -> None:
-    broadcast_id = filled(6)
-
-    settle(claim(broadcast_id), ACCEPTED, REFUSED, THROTTLED, HELD, UNKNOWN, Outcome(Verdict.ACCEPTED, "0100-6"))
-
-    assert [(delivery.status.value, delivery.message_id) for delivery in ledger(broadcast_id)] == [
-        ("sent", "0100-1"),
-        ("failed", None),
-        ("queued", None),
-        ("queued", None),
-        ("sending", None),
-        ("sent", "0100-6"),
-    ]
+# Steering while a sender works
 
 
-def test_a_batch_that_is_released_is_queued_as_if_it_had_not_been_claimed() -> None:
+def ending(broadcast_id: int) -> Callable[[Session], Any]:
+    return lambda session: broadcasts.finish(session, broadcast_id, NOW)
+
+
+def retrying(broadcast_id: int) -> Callable[[Session], Any]:
+    return lambda session: broadcasts.retry(session, broadcast_id, LATER)
+
+
+@pytest.mark.parametrize("_turn", range(10))
+def test_a_retry_is_not_overtaken_by_the_end_of_its_broadcast(application: Flask, _turn: int) -> None:
+    broadcast_id = filled(3)
+    settle(claim(broadcast_id), REFUSED, ACCEPTED, REFUSED)
+
+    at_once(application, [ending(broadcast_id), retrying(broadcast_id), ending(broadcast_id)])
+
+    assert progress(broadcast_id).status is BroadcastStatus.SENDING
+    assert statuses(broadcast_id) == {"sent": 1, "queued": 2}
+
+
+def test_the_end_of_a_broadcast_waits_for_a_retry_that_is_under_way(application: Flask) -> None:
     broadcast_id = filled(2)
-    batch = claim(broadcast_id)
+    settle(claim(broadcast_id), REFUSED, ACCEPTED)
+    queued, ended = Event(), Event()
 
-    commit(broadcasts.release, batch)
+    def end() -> bool:
+        with application.app_context(), sessionmaker(db.engine).begin() as session:
+            queued.wait(10)
+            result = broadcasts.finish(session, broadcast_id, NOW)
+        ended.set()
+        return result
 
-    assert [(one.status.value, one.attempts, one.lease) for one in ledger(broadcast_id)] == [("queued", 0, None)] * 2
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end)
+        with sessionmaker(db.engine).begin() as session:
+            broadcasts.retry(session, broadcast_id, LATER)
+            queued.set()
+            ended.wait(0.3)
+        assert not ending.result()
 
-
-def test_an_unknown_outcome_is_sent_again_only_when_its_lease_is_over_and_says_so() -> None:
-    broadcast_id = filled(1)
-    settle(claim(broadcast_id), UNKNOWN)
-
-    commit(broadcasts.expire, broadcast_id, NOW)
-    assert claim(broadcast_id) is None
-    commit(broadcasts.expire, broadcast_id, AFTER_LEASE)
-    settle(claim(broadcast_id, lease="two"), ACCEPTED)
-
-    (delivery,) = ledger(broadcast_id)
-    assert (delivery.status, delivery.attempts, delivery.reason) == (DeliveryStatus.SENT, 2, "No answer.")
-
-
-def test_a_delivery_whose_sender_died_says_so() -> None:
-    broadcast_id = filled(1)
-    claim(broadcast_id)
-
-    commit(broadcasts.expire, broadcast_id, AFTER_LEASE)
-
-    (delivery,) = ledger(broadcast_id)
-    assert delivery.status is DeliveryStatus.QUEUED
-    assert "stopped before the outcome was known" in (delivery.reason or "")
+    assert progress(broadcast_id).status is BroadcastStatus.SENDING
 
 
-def test_a_delivery_that_is_never_answered_fails_in_the_end() -> None:
-    broadcast_id = filled(1)
-    for _ in range(broadcasts.MOST_ATTEMPTS):
-        settle(claim(broadcast_id), UNKNOWN)
-        commit(broadcasts.expire, broadcast_id, AFTER_LEASE)
+def test_a_retry_takes_back_a_cancellation_that_senders_are_still_carrying_out(
+    application: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "ROWS_AT_ONCE", 10)
+    broadcast_id = filled(200)
+    commit(broadcasts.cancel, broadcast_id)
+    barrier = Barrier(3)
 
-    (delivery,) = ledger(broadcast_id)
-    assert delivery.status is DeliveryStatus.FAILED
-    assert "unanswered" in (delivery.reason or "")
+    def cancel_rest() -> None:
+        with application.app_context():
+            barrier.wait()
+            while commit(broadcasts.cancel_rest, broadcast_id, NOW):
+                pass
+
+    def again() -> None:
+        with application.app_context():
+            barrier.wait()
+            retry(broadcast_id)
+
+    with ThreadPoolExecutor(3) as pool:
+        for task in [pool.submit(cancel_rest), pool.submit(cancel_rest), pool.submit(again)]:
+            task.result()
+    retry(broadcast_id)
+
+    assert not commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    assert statuses(broadcast_id) == {"queued": 200}
+    assert progress(broadcast_id).status is BroadcastStatus.SENDING
 
 
-def test_an_acceptance_counts_even_after_the_lease_is_over() -> None:
-    broadcast_id = filled(1)
-    batch = claim(broadcast_id)
-    commit(broadcasts.expire, broadcast_id, AFTER_LEASE)
+def test_whatever_is_done_at_the_same_time_the_figures_add_up(application: Flask) -> None:
+    broadcast_id = filled(150)
+    done = Event()
 
-    settle(batch, ACCEPTED)
+    def send(number: int) -> None:
+        with application.app_context():
+            turn = 0
+            while not done.is_set():
+                turn += 1
+                batch = claim(broadcast_id, 7, lease=f"{number}-{turn}")
+                if batch is not None:
+                    settle(batch, *([ACCEPTED, REFUSED] * 4)[: len(batch.recipients)])
+                commit(broadcasts.cancel_rest, broadcast_id, NOW)
+                commit(broadcasts.finish, broadcast_id, NOW)
 
-    assert statuses(broadcast_id) == {"sent": 1}
+    def steer() -> None:
+        with application.app_context():
+            for step in (broadcasts.pause, broadcasts.resume, broadcasts.cancel) * 5:
+                commit(step, broadcast_id)
+                retry(broadcast_id, NOW)
+
+    with ThreadPoolExecutor(4) as pool:
+        senders = [pool.submit(send, number) for number in range(2)]
+        steering = [pool.submit(steer) for _ in range(2)]
+        wait(steering)
+        done.set()
+    assert [task.exception() for task in [*steering, *senders]] == [None] * 4
+    retry(broadcast_id)
+    while (batch := claim(broadcast_id)) is not None:
+        settle(batch, *[ACCEPTED] * len(batch.recipients))
+    commit(broadcasts.finish, broadcast_id, NOW)
+
+    end = progress(broadcast_id)
+    assert end.finished_at is not None
+    assert end.recipients == end.sent == 150
 
 
-def test_a_throttled_answer_does_not_take_back_what_another_sender_has_claimed_since() -> None:
-    broadcast_id = filled(1)
-    batch = claim(broadcast_id)
-    commit(broadcasts.expire, broadcast_id, AFTER_LEASE)
-    claim(broadcast_id, lease="two", now=AFTER_LEASE)
-
-    settle(batch, THROTTLED)
-
-    assert statuses(broadcast_id) == {"sending": 1}
+# Telling
 
 
 def test_a_broadcast_ends_when_nothing_is_left_and_the_figures_add_up() -> None:
@@ -268,10 +514,10 @@ def test_a_broadcast_ends_when_nothing_is_left_and_the_figures_add_up() -> None:
     assert commit(broadcasts.finish, broadcast_id, NOW)
     assert not commit(broadcasts.finish, broadcast_id, NOW)
 
-    progress = commit(broadcasts.progress, broadcast_id)
-    assert (progress.status, progress.sent, progress.failed) == (BroadcastStatus.SENT, 2, 1)
-    assert progress.recipients == progress.sent + progress.failed + progress.skipped + progress.cancelled == 3
-    assert progress.remaining == 0
+    end = progress(broadcast_id)
+    assert (end.status, end.sent, end.failed) == (BroadcastStatus.SENT, 2, 1)
+    assert end.recipients == end.sent + end.failed + end.skipped + end.cancelled == 3
+    assert (end.remaining, end.rate, end.expected_end) == (0, 0.0, None)
 
 
 def test_a_broadcast_does_not_end_before_its_ledger_is_filled() -> None:
@@ -281,60 +527,51 @@ def test_a_broadcast_does_not_end_before_its_ledger_is_filled() -> None:
     assert not commit(broadcasts.finish, broadcast_id, NOW)
 
 
-def test_a_paused_broadcast_is_left_alone_until_its_time() -> None:
-    broadcast_id = filled(1)
-    commit(broadcasts.pause, broadcast_id, reason="Quota.", resume_at=NOW + timedelta(seconds=60))
+def test_progress_promises_the_whole_audience_while_the_ledger_is_being_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 2)
+    factories.register(5)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
 
-    assert commit(broadcasts.underway, NOW) == []
-    assert commit(broadcasts.progress, broadcast_id).reason == "Quota."
-    assert commit(broadcasts.underway, NOW + timedelta(seconds=60)) == [broadcast_id]
-    resumed = commit(broadcasts.progress, broadcast_id)
-    assert (resumed.status, resumed.reason) == (BroadcastStatus.SENDING, None)
+    filling = progress(broadcast_id)
 
-
-def test_broadcasts_are_worked_on_oldest_first_and_ended_ones_not_at_all() -> None:
-    ended = factories.start_broadcast()
-    factories.register(1)
-    ids = [factories.start_broadcast(), factories.start_broadcast()]
-
-    assert commit(broadcasts.underway, NOW) == ids
-    assert ended not in ids
+    assert (filling.recipients, filling.remaining) == (5, 5)
 
 
-def test_a_broadcast_keeps_what_it_says_to_the_letter() -> None:
-    contents = "Ünïcode \U0001f6a8\r\n" + "x" * 90_000
-    message = commit(broadcasts.message_of, factories.start_broadcast("Tïtle \U0001f6a8", contents))
-
-    assert (message.subject, message.text) == ("Tïtle \U0001f6a8", contents)
+def know(account: Account) -> None:
+    commit(pacing.remember_account, account)
 
 
-@pytest.mark.parametrize("question", [broadcasts.status_of, broadcasts.progress])
-def test_an_unknown_broadcast_is_an_error(question: Callable[..., Any]) -> None:
-    with pytest.raises(UnknownBroadcastException):
-        commit(question, 4711)
+def test_the_expected_end_follows_from_what_is_left_and_the_rate() -> None:
+    broadcast_id = filled(100)
+    know(Account(sending_rate=10.0))
+    settle(claim(broadcast_id, 3), ACCEPTED, REFUSED, UNKNOWN)
+
+    took = 98 / (10.0 * pacing.HEADROOM)
+    assert progress(broadcast_id).expected_end == NOW + timedelta(seconds=took)
+    assert progress(broadcast_id, rate_limit=5.0).expected_end == NOW + timedelta(seconds=2 * took)
 
 
-def test_simultaneous_senders_claim_each_delivery_once_without_an_error(application: Flask) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+def test_the_expected_end_is_another_day_when_the_daily_quota_does_not_suffice() -> None:
+    broadcast_id = filled(100)
+    know(Account(sending_rate=10.0, daily_quota=60, sent_last_day=20))
 
-    broadcast_id = filled(200)
+    end = progress(broadcast_id).expected_end
 
-    def work(number: int) -> list[int]:
-        mine: list[int] = []
-        while (batch := claim_in(number, len(mine))) is not None:
-            mine += [recipient.delivery_id for recipient in batch.recipients]
-            with sessions.begin() as session:
-                broadcasts.settle(session, batch, [ACCEPTED] * len(batch.recipients), NOW)
-        return mine
+    assert end == NOW + timedelta(days=1, seconds=60 / (10.0 * pacing.HEADROOM))
 
-    def claim_in(number: int, turn: int) -> Batch | None:
-        with sessions.begin() as session:
-            return broadcasts.claim(session, broadcast_id, lease=f"{number}-{turn}", limit=7, now=NOW)
 
-    sessions = sessionmaker(db.engine)
-    with ThreadPoolExecutor(4) as pool:
-        claimed = [delivery_id for ids in pool.map(work, range(4)) for delivery_id in ids]
+def test_the_rate_is_that_of_the_last_messages() -> None:
+    broadcast_id = filled(30)
+    settle(claim(broadcast_id, 20), *[ACCEPTED] * 20)
 
-    assert len(claimed) == len(set(claimed)) == 200
-    assert statuses(broadcast_id) == {"sent": 200}
-    assert db.session.get(Broadcast, broadcast_id) is not None
+    assert progress(broadcast_id, NOW + timedelta(seconds=10)).rate == pytest.approx(2.0)
+
+
+def test_broadcasts_are_listed_newest_first_a_page_at_a_time() -> None:
+    ids = [factories.start_broadcast() for _ in range(5)]
+
+    first = commit(broadcasts.page, before=None, limit=3)
+    second = commit(broadcasts.page, before=first[-1], limit=3)
+
+    assert [*first, *second] == ids[::-1]

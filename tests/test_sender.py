@@ -15,11 +15,11 @@ from flask import Flask
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from registration import broadcasts
+from registration import broadcasts, ledger, pacing
 from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.db import db
-from registration.mailers import Outcome, Recipient, Verdict
+from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import BroadcastStatus, Delivery, Registration, RegistrationCount, RegistrationStatus
 from registration.sender import Sender
@@ -48,8 +48,8 @@ class ScriptedMailer:
                 self.sent.append(recipient.address)
         return outcomes
 
-    def sending_rate(self) -> float | None:
-        return self.rate
+    def account(self) -> Account | None:
+        return None if self.rate is None else Account(self.rate)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def work(sender: Sender) -> None:
 
 def progress(broadcast_id: int) -> Progress:
     db.session.rollback()
-    return broadcasts.progress(db.session, broadcast_id)
+    return broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC))
 
 
 def always(verdict: Verdict, reason: str = "Because.") -> Callable[[Sequence[Recipient]], list[Outcome]]:
@@ -113,7 +113,7 @@ def test_a_throttled_batch_is_sent_later_and_everybody_backs_off(scripted: Sende
     work(scripted)
 
     assert progress(broadcast_id).sent == 2
-    assert mailer.times[1] - mailer.times[0] >= sender_module.BACK_OFF_SECONDS * 0.9
+    assert mailer.times[1] - mailer.times[0] >= pacing.REST_SECONDS * 0.9
     assert db.session.execute(select(Delivery.attempts)).scalars().all() == [1, 1]
 
 
@@ -172,48 +172,108 @@ def test_nobody_is_lost_when_the_answer_is(scripted: Sender, mailer: ScriptedMai
     work(scripted)
     assert (progress(broadcast_id).status, mailer.sent) == (BroadcastStatus.SENDING, [])
 
-    work(replace(scripted, now=lambda: datetime.now(UTC) + broadcasts.LEASE + timedelta(seconds=5)))
+    work(replace(scripted, now=lambda: datetime.now(UTC) + ledger.LEASE + timedelta(seconds=5)))
 
     assert progress(broadcast_id).sent == len(mailer.sent) == 2
 
 
 def test_nobody_who_opted_out_meanwhile_is_mailed(scripted: Sender, mailer: ScriptedMailer) -> None:
-    factories.register(4)
+    factories.register(40)
     broadcast_id = factories.start_broadcast()
-    scripted.step()
+    limited = replace(scripted, rate_limit=20.0)
+    limited.step()
+    sent = len(mailer.sent)
     db.session.execute(update(Registration).values(status=RegistrationStatus.OPTED_OUT))
     db.session.commit()
 
-    work(scripted)
+    work(limited)
 
     figures = progress(broadcast_id)
-    assert (figures.status, figures.sent, figures.skipped) == (BroadcastStatus.SENT, 2, 2)
-    assert len(mailer.sent) == 2
+    assert (figures.status, figures.sent, figures.skipped) == (BroadcastStatus.SENT, sent, 40 - sent)
+    assert len(mailer.sent) == sent < 40
 
 
 def test_the_operators_limit_and_the_services_rate_are_both_kept(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(5)
     factories.start_broadcast()
     mailer.rate = 1000.0
-    limited = replace(scripted, sending_rate=10.0)
+    limited = replace(scripted, rate_limit=10.0)
 
     work(limited)
 
     assert mailer.times[-1] - mailer.times[0] >= 0.35
-    assert replace(limited, mailer=ScriptedMailer(rate=4.0))._rate() == 4.0
+    assert len(mailer.sent) == 5
 
 
-def test_an_unknown_rate_is_taken_to_be_the_lowest_and_asked_for_again(
-    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+def test_the_services_rate_is_kept_when_the_operator_sets_no_limit(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(5)
+    factories.start_broadcast()
+    mailer.rate = 10.0
+
+    work(scripted)
+
+    assert mailer.times[-1] - mailer.times[0] >= 0.35
+
+
+def test_an_unknown_account_is_taken_to_be_the_smallest_and_asked_for_again(
+    scripted: Sender, mailer: ScriptedMailer
 ) -> None:
     mailer.rate = None
-    assert scripted._rate() == sender_module.SLOWEST_RATE
+    factories.register(1)
+    factories.start_broadcast()
+    scripted.look()
+    assert scripted._rate == pytest.approx(pacing.SLOWEST_RATE * pacing.HEADROOM)
     mailer.rate = 14.0
-    assert scripted._rate() == sender_module.SLOWEST_RATE
 
-    monkeypatch.setattr(time, "monotonic", lambda: time.perf_counter() + 1e9)
+    later = replace(scripted, now=lambda: datetime.now(UTC) + timedelta(seconds=pacing.UNKNOWN_SECONDS + 1))
+    later.look()
 
-    assert scripted._rate() == 14.0
+    assert later._rate == pytest.approx(14.0 * pacing.HEADROOM)
+
+
+def test_the_account_is_asked_for_once_by_all_senders(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+    mailer.rate = 14.0
+    scripted.look()
+    mailer.rate = 1.0
+
+    other = replace(scripted)
+    other.look()
+
+    assert other._rate == pytest.approx(14.0 * pacing.HEADROOM)
+
+
+@pytest.mark.parametrize(
+    ("rate", "call_seconds", "calls"),
+    [(1.0, 0.2, 2), (14.0, 0.2, 5), (300.0, 0.2, 30), (2000.0, 0.2, 30), (2000.0, 0.01, 2), (math.inf, 1.0, 2)],
+)
+def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
+    scripted: Sender, rate: float, call_seconds: float, calls: int
+) -> None:
+    sender = replace(scripted, mailer=ScriptedMailer())
+    sender.mailer.largest_batch = 50  # type: ignore[misc]
+    sender._rate = rate
+    sender._call_seconds.append(call_seconds)
+
+    assert sender._calls_in_flight() == calls
+
+
+def test_bulk_calls_that_are_mostly_refused_give_way_to_single_ones(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(20)
+    broadcast_id = factories.start_broadcast()
+    sizes: list[int] = []
+
+    def refuse_bulk(recipients: Sequence[Recipient]) -> list[Outcome]:
+        sizes.append(len(recipients))
+        return [Outcome(Verdict.THROTTLED) if len(recipients) > 1 else ACCEPTED] * len(recipients)
+
+    mailer.script = [refuse_bulk] * 4_000
+
+    work(scripted)
+
+    assert progress(broadcast_id).sent == 20
+    assert sizes[-1] == 1
 
 
 def test_stopping_finishes_the_batch_in_hand_and_leaves_the_rest(scripted: Sender, mailer: ScriptedMailer) -> None:
@@ -236,7 +296,7 @@ def test_stopping_finishes_the_batch_in_hand_and_leaves_the_rest(scripted: Sende
 def test_stopping_while_waiting_for_the_pace_gives_the_batch_back(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(3)
     broadcast_id = factories.start_broadcast()
-    slow = replace(scripted, sending_rate=0.1)
+    slow = replace(scripted, rate_limit=0.1)
     thread = threading.Thread(target=slow.run)
     thread.start()
     deadline = time.monotonic() + 10
@@ -261,14 +321,14 @@ def test_outcomes_survive_a_database_that_is_away_for_a_moment(
     broadcast_id = factories.start_broadcast()
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
     failures = [OperationalError("", {}, Exception("gone")), OperationalError("", {}, Exception("gone"))]
-    settle = broadcasts.settle
+    settle = ledger.settle
 
     def settle_at_last(*arguments: object) -> None:
         if failures:
             raise failures.pop()
         settle(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(broadcasts, "settle", settle_at_last)
+    monkeypatch.setattr(ledger, "settle", settle_at_last)
 
     work(scripted)
 
@@ -286,7 +346,7 @@ def test_outcomes_that_cannot_be_written_down_are_not_held_for_ever(
     def fail(*_: object) -> None:
         raise OperationalError("", {}, Exception("gone"))
 
-    monkeypatch.setattr(broadcasts, "settle", fail)
+    monkeypatch.setattr(ledger, "settle", fail)
 
     with pytest.raises(OperationalError):
         work(scripted)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moto import mock_aws
 from moto.ses.models import ses_backends
 
-from registration.mailers import Outcome, Recipient, Verdict
+from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.mailers import ses as ses_module
 from registration.mailers.ses import SesMailer, make_client
 from registration.messages import LONGEST_CONTENTS, Message
@@ -258,18 +258,18 @@ def test_entries_missing_from_the_answer_are_unknown(mailer: SesMailer, fake: Se
 def test_the_accounts_rate_is_asked_of_ses(mailer: SesMailer, fake: SesFake) -> None:
     fake.max_send_rate = 14.0
 
-    assert mailer.sending_rate() == 14.0
+    assert mailer.account() == Account(14.0, 50_000.0, 120.0)
 
 
 def test_a_rate_of_nothing_is_as_good_as_untold(mailer: SesMailer, fake: SesFake) -> None:
     fake.max_send_rate = 0.0
 
-    assert mailer.sending_rate() is None
+    assert mailer.account() is None
     fake.max_send_rate = 14.0
 
 
 def test_a_rate_that_ses_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_mailer(f"http://127.0.0.1:{free_port()}", monkeypatch).sending_rate() is None
+    assert make_mailer(f"http://127.0.0.1:{free_port()}", monkeypatch).account() is None
 
 
 @mock_aws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -42,6 +43,18 @@ class Recipient:
     address: str
 
 
+@dataclass(frozen=True)
+class Account:
+    """What a mail service grants: recipients a second, recipients in 24 hours, and how many of those are used.
+
+    Infinite where there is no limit.
+    """
+
+    sending_rate: float
+    daily_quota: float = math.inf
+    sent_last_day: float = 0.0
+
+
 class Mailer(Protocol):
     """A way for mail to leave."""
 
@@ -54,8 +67,5 @@ class Mailer(Protocol):
         Ends within half a minute, whatever the mail service does, and raises nothing that it can cause.
         """
 
-    def sending_rate(self) -> float | None:
-        """Return the recipients a second that the mail service grants.
-
-        Infinite where there is no limit, and None while the service does not say.
-        """
+    def account(self) -> Account | None:
+        """Return what the mail service grants, or None while it does not say."""

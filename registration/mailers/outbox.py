@@ -11,7 +11,7 @@ from email.utils import format_datetime, localtime, make_msgid
 from pathlib import Path
 
 from ..messages import Message
-from . import Outcome, Recipient, Verdict
+from . import Account, Outcome, Recipient, Verdict
 
 _LONGEST_NAME = 200
 _UNUSUAL = re.compile(r"[^\w.@+-]", re.ASCII)
@@ -31,9 +31,9 @@ class OutboxMailer:
         self.directory.mkdir(parents=True, exist_ok=True)
         return [self._write(message, recipient) for recipient in recipients]
 
-    def sending_rate(self) -> float:
-        """Return infinity: a disk grants any rate."""
-        return math.inf
+    def account(self) -> Account:
+        """Return an account without limits: a disk grants any rate."""
+        return Account(sending_rate=math.inf)
 
     def _write(self, message: Message, recipient: Recipient) -> Outcome:
         mail = EmailMessage(policy=SMTP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from ..messages import Message
-from . import Outcome, Recipient, Verdict
+from . import Account, Outcome, Recipient, Verdict
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
@@ -150,11 +151,22 @@ class SesMailer:
             log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
-    def sending_rate(self) -> float | None:
-        """Return the account's MaxSendRate, which counts recipients, not calls; None when SES does not tell it."""
+    def account(self) -> Account | None:
+        """Return the account's quotas, which count recipients, not calls; None when SES does not tell them.
+
+        https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendQuota.html: a Max24HourSend of -1 is unlimited.
+        """
         try:
-            return self.client.get_account()["SendQuota"]["MaxSendRate"] or None
-        except (*_ERRORS, KeyError):
+            quota = self.client.get_account()["SendQuota"]
+            if quota["MaxSendRate"] <= 0:
+                return None
+            return Account(
+                sending_rate=quota["MaxSendRate"],
+                daily_quota=quota["Max24HourSend"] if quota["Max24HourSend"] >= 0 else math.inf,
+                sent_last_day=quota["SentLast24Hours"],
+            )
+        except (*_ERRORS, KeyError) as error:
+            log.warning("SES does not tell the account's quotas", extra={"code": _code(error)})
             return None
 
     def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
@@ -207,6 +219,7 @@ def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
             max_pool_connections=CALLS_AT_ONCE,
+            parameter_validation=False,
         ),
     )
 

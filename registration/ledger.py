@@ -1,0 +1,292 @@
+"""The ledger: one delivery per broadcast and recipient, and every step that one can take.
+
+When a broadcast has ended, recipients = sent + failed + skipped + cancelled. docs/engine.md draws MOVES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Update, and_, case, func, insert, literal, select, update
+from sqlalchemy.orm import Session
+
+from .db import rows_matched
+from .mailers import Outcome, Recipient, Verdict
+from .models import Broadcast, Delivery, DeliveryStatus, Registration, RegistrationStatus
+
+LEASE = timedelta(seconds=60)
+"""How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
+MOST_ATTEMPTS = 5
+"""Calls with an unknown outcome before a delivery counts as failed."""
+IDS_AT_ONCE = 2_000
+"""Registrations that one transaction of `fill` goes through."""
+ROWS_AT_ONCE = 2_000
+"""Deliveries that one transaction changes when it is not about a batch."""
+
+_S = DeliveryStatus
+MOVES: Mapping[DeliveryStatus, frozenset[DeliveryStatus]] = {
+    _S.QUEUED: frozenset({_S.SENDING, _S.FAILED, _S.CANCELLED}),
+    _S.SENDING: frozenset({_S.QUEUED}),
+    _S.SENT: frozenset({_S.SENDING, _S.QUEUED, _S.FAILED}),
+    _S.FAILED: frozenset({_S.SENDING}),
+    _S.SKIPPED: frozenset({_S.SENDING}),
+    _S.CANCELLED: frozenset({_S.QUEUED}),
+}
+"""For each status, those from which a delivery may come to it; nothing else is ever written."""
+FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)
+"""The statuses in which a delivery ends; a person may queue failed and cancelled ones again."""
+UNSETTLED = (_S.QUEUED, _S.SENDING)
+
+_RECENT = 500
+_UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
+_INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Deliveries claimed together, and the name of the claim."""
+
+    lease: str
+    recipients: list[Recipient]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A delivery as people see it; `position` is where it stands in the order of its page."""
+
+    position: int
+    recipient: str
+    status: DeliveryStatus
+    reason: str | None
+    attempts: int
+    settled_at: datetime | None
+    message_id: str | None
+
+
+def next_status(verdict: Verdict | None, attempts: int) -> DeliveryStatus:
+    """Decide what becomes of a delivery that is being sent, on its `attempts`-th attempt.
+
+    `verdict` is the mail service's; None when the lease has run out on a call that it left unanswered. An unknown
+    outcome waits for the end of its lease, during which an event of the mail service can still prove it accepted.
+    """
+    if verdict is None:
+        return _S.FAILED if attempts >= MOST_ATTEMPTS else _S.QUEUED
+    return {
+        Verdict.ACCEPTED: _S.SENT,
+        Verdict.REFUSED: _S.FAILED,
+        Verdict.THROTTLED: _S.QUEUED,
+        Verdict.HELD: _S.QUEUED,
+        Verdict.UNKNOWN: _S.SENDING,
+    }[verdict]
+
+
+def audience(after: int, up_to: int) -> ColumnElement[bool]:
+    """Return the condition for the active registrations in a window of ids."""
+    return and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
+
+
+def fill(session: Session, broadcast_id: int) -> bool:
+    """Write the next chunk of the ledger, unless another sender is at it; return whether this call wrote one.
+
+    A chunk is a few thousand ids. Where the next one begins is part of the same transaction, so a crash neither
+    loses nor repeats a recipient.
+    """
+    unfilled = select(Broadcast.filled_to, Broadcast.audience_end).where(
+        Broadcast.id == broadcast_id, Broadcast.filled_to < Broadcast.audience_end
+    )
+    position = session.execute(unfilled.with_for_update(skip_locked=True)).one_or_none()
+    if position is None:
+        return False
+    after, up_to = position.filled_to, min(position.filled_to + IDS_AT_ONCE, position.audience_end)
+    chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
+    if not rows_matched(session, chunk.values(filled_to=up_to)):
+        return False
+    columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
+    lines = select(literal(broadcast_id), Registration.id, literal(_S.QUEUED.value), literal(0))
+    session.execute(insert(Delivery).from_select(columns, lines.where(audience(after, up_to))))
+    return True
+
+
+def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: datetime) -> Batch | None:
+    """Claim up to `limit` queued deliveries; return None when there is none to claim.
+
+    Whoever is no longer active becomes `skipped` here, at the last moment before the call.
+    """
+    queued = select(Delivery.id).where(_in(broadcast_id, _S.QUEUED)).order_by(Delivery.id).limit(limit)
+    ids = session.execute(queued.with_for_update(skip_locked=True)).scalars().all()
+    if not ids:
+        return None
+    _move(
+        session, ids, _S.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1, settled_at=None
+    )
+    claimed = session.execute(
+        select(Delivery.id, Registration.email, Registration.status)
+        .join(Registration, Registration.id == Delivery.registration_id)
+        .where(Delivery.id.in_(ids), Delivery.lease == lease)
+        .order_by(Delivery.id)
+    ).all()
+    inactive = {row.id: f"The address is {row.status}." for row in claimed if row.status != RegistrationStatus.ACTIVE}
+    _end(session, inactive, _S.SKIPPED, now)
+    return Batch(lease, [Recipient(row.id, row.email) for row in claimed if row.id not in inactive])
+
+
+def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: datetime) -> None:
+    """Write down what became of a batch. An accepted message counts even if the lease has run out meanwhile."""
+    by_status: dict[DeliveryStatus, dict[int, Outcome]] = {}
+    for recipient, outcome in zip(batch.recipients, outcomes, strict=True):
+        by_status.setdefault(next_status(outcome.verdict, 0), {})[recipient.delivery_id] = outcome
+    for status, group in by_status.items():
+        reasons = {delivery_id: outcome.reason for delivery_id, outcome in group.items()}
+        if status is _S.SENT:
+            accept(session, {delivery_id: outcome.message_id for delivery_id, outcome in group.items()}, now)
+        elif status is _S.FAILED:
+            _end(session, reasons, status, now, lease=batch.lease)
+        elif status is _S.QUEUED:
+            _requeue(session, group, batch.lease)
+        else:
+            still = update(Delivery).where(Delivery.id.in_(group), Delivery.lease == batch.lease)
+            session.execute(still.values(lease=None, reason=case(reasons, value=Delivery.id)))
+
+
+def accept(session: Session, message_ids: Mapping[int, str | None], now: datetime) -> int:
+    """Settle deliveries as sent, by their ids; return how many were not settled so before.
+
+    An event of the mail service that carries a delivery's tag proves as much as the answer to the call.
+    """
+    if not message_ids:
+        return 0
+    message_id = case(dict(message_ids), value=Delivery.id)
+    return _move(session, message_ids, _S.SENT, message_id=message_id, settled_at=now, lease=None, leased_until=None)
+
+
+def release(session: Session, batch: Batch) -> None:
+    """Give back a batch for which nobody was called."""
+    _requeue(session, [recipient.delivery_id for recipient in batch.recipients], batch.lease)
+
+
+def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
+    """Queue deliveries again whose lease has run out; return whether there were any.
+
+    Nobody is lost, at the risk of a second copy: SES has no idempotency token. Where the sender died and left its
+    lease, the attempt does not count: senders that keep dying would else use up everybody's attempts.
+    """
+    over = Delivery.leased_until < now
+    first = select(Delivery.id, Delivery.attempts, Delivery.lease).where(_in(broadcast_id, _S.SENDING), over)
+    rows = session.execute(first.limit(ROWS_AT_ONCE).with_for_update(skip_locked=True)).all()
+    if died := [row.id for row in rows if row.lease is not None]:
+        reason = func.coalesce(Delivery.reason, _INTERRUPTED)
+        _move(session, died, _S.QUEUED, over, **_unburnt(), reason=reason)
+    by_status: dict[DeliveryStatus, list[int]] = {}
+    for row in rows:
+        if row.lease is None:
+            by_status.setdefault(next_status(None, row.attempts), []).append(row.id)
+    for status, ids in by_status.items():
+        failed = {"reason": _UNANSWERED, "settled_at": now} if status is _S.FAILED else {}
+        _move(session, ids, status, over, leased_until=None, **failed)
+    return bool(rows)
+
+
+def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
+    """Cancel the next chunk of queued deliveries; return whether there was any."""
+    queued = select(Delivery.id).where(_in(broadcast_id, _S.QUEUED)).order_by(Delivery.id).limit(ROWS_AT_ONCE)
+    ids = session.execute(queued.with_for_update(skip_locked=True)).scalars().all()
+    if ids:
+        _move(session, ids, _S.CANCELLED, settled_at=now)
+    return bool(ids)
+
+
+def queue_again(session: Session, broadcast_id: int, before: datetime) -> bool:
+    """Queue the next chunk of those that failed or were cancelled before a time; return whether there was any."""
+    for status in (_S.FAILED, _S.CANCELLED):
+        these = and_(_in(broadcast_id, status), Delivery.settled_at <= before)
+        ended = select(Delivery.id).where(these).order_by(Delivery.id).limit(ROWS_AT_ONCE)
+        if ids := session.execute(ended.with_for_update(skip_locked=True)).scalars().all():
+            _move(session, ids, _S.QUEUED, attempts=0, reason=None, settled_at=None)
+            return True
+    return False
+
+
+def is_settled(session: Session, broadcast_id: int) -> bool:
+    """Return whether no delivery is queued or being sent."""
+    unsettled = select(Delivery.id).where(Delivery.broadcast_id == broadcast_id, Delivery.status.in_(UNSETTLED))
+    return session.execute(unsettled.limit(1)).first() is None
+
+
+def counts(session: Session, broadcast_id: int) -> dict[DeliveryStatus, int]:
+    """Return how many deliveries of a broadcast have each status."""
+    by_status = select(Delivery.status, func.count()).where(Delivery.broadcast_id == broadcast_id)
+    found = dict(session.execute(by_status.group_by(Delivery.status)).all())
+    return {status: found.get(status, 0) for status in DeliveryStatus}
+
+
+def lines(
+    session: Session, broadcast_id: int, *, status: DeliveryStatus | None, after: int, limit: int
+) -> Sequence[Line]:
+    """Return the next deliveries of a broadcast, all or those with a status; `after` is the last position before.
+
+    Each of the two orders has an index of its own, so every page costs the same.
+    """
+    position = Delivery.registration_id if status is None else Delivery.id
+    those = Delivery.broadcast_id == broadcast_id if status is None else _in(broadcast_id, status)
+    rows = session.execute(
+        select(
+            position,
+            Registration.email,
+            Delivery.status,
+            Delivery.reason,
+            Delivery.attempts,
+            Delivery.settled_at,
+            Delivery.message_id,
+        )
+        .join(Registration, Registration.id == Delivery.registration_id)
+        .where(those, position > after)
+        .order_by(position)
+        .limit(limit)
+    )
+    return [Line(*row) for row in rows]
+
+
+def recent_rate(session: Session, broadcast_id: int, now: datetime) -> float:
+    """Return the messages a second of late, judged by the last ones that were sent."""
+    last = select(Delivery.settled_at).where(_in(broadcast_id, _S.SENT)).order_by(Delivery.id.desc()).limit(_RECENT)
+    times = [settled_at for settled_at in session.execute(last).scalars() if settled_at is not None]
+    seconds = (now - min(times)).total_seconds() if times else 0.0
+    return len(times) / max(seconds, 1.0)
+
+
+def _in(broadcast_id: int, status: DeliveryStatus) -> ColumnElement[bool]:
+    return and_(Delivery.broadcast_id == broadcast_id, Delivery.status == status)
+
+
+def _requeue(session: Session, delivery_ids: Collection[int], lease: str) -> None:
+    """Queue deliveries of a claim again, as if they had not been claimed."""
+    _move(session, delivery_ids, _S.QUEUED, Delivery.lease == lease, **_unburnt())
+
+
+def _unburnt() -> dict[str, Any]:
+    return {"attempts": Delivery.attempts - 1, "lease": None, "leased_until": None}
+
+
+def _end(
+    session: Session, reasons: dict[int, Any], status: DeliveryStatus, now: datetime, *, lease: str | None = None
+) -> None:
+    if reasons:
+        held = Delivery.lease == lease if lease else Delivery.lease.is_not(None)
+        reason = case(reasons, value=Delivery.id)
+        _move(session, reasons, status, held, reason=reason, settled_at=now, lease=None, leased_until=None)
+
+
+def _move(
+    session: Session,
+    delivery_ids: Collection[int],
+    status: DeliveryStatus,
+    *conditions: ColumnElement[bool],
+    **values: Any,
+) -> int:
+    """Change the status of those deliveries that may come to it; return how many did."""
+    movable = [Delivery.id.in_(delivery_ids), Delivery.status.in_(sorted(MOVES[status]))]
+    move: Update = update(Delivery).where(*movable, *conditions)
+    return rows_matched(session, move.values(status=status, **values))

@@ -1,0 +1,255 @@
+"""The ledger: who is in it, who gets what, and what becomes of each delivery."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from sqlalchemy import update
+from sqlalchemy.orm import Session, sessionmaker
+
+from registration import ledger
+from registration.db import db
+from registration.ledger import Batch
+from registration.mailers import Outcome, Verdict
+from registration.models import Broadcast, DeliveryStatus, Registration, RegistrationStatus
+
+from . import factories
+from .ledgers import (
+    ACCEPTED,
+    AFTER_LEASE,
+    HELD,
+    NOW,
+    REFUSED,
+    THROTTLED,
+    UNKNOWN,
+    claim,
+    commit,
+    filled,
+    lines,
+    settle,
+    statuses,
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask):
+    with application.app_context():
+        yield
+
+
+def test_the_ledger_holds_every_active_registration_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 3)
+    factories.register(7)
+    for status in (RegistrationStatus.OPTED_OUT, RegistrationStatus.BOUNCED, RegistrationStatus.COMPLAINED):
+        factories.register(1, status=status)
+    broadcast_id = factories.start_broadcast()
+
+    chunks = 0
+    while commit(ledger.fill, broadcast_id):
+        chunks += 1
+
+    assert chunks > 2
+    assert statuses(broadcast_id) == {"queued": 7}
+    assert len({delivery.registration_id for delivery in lines(broadcast_id)}) == 7
+
+
+def test_who_registers_after_the_start_is_not_in_the_audience(monkeypatch: pytest.MonkeyPatch) -> None:
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    factories.register(1)
+
+    while commit(ledger.fill, broadcast_id):
+        pass
+
+    assert len(lines(broadcast_id)) == 2
+
+
+def test_a_fill_that_is_rolled_back_begins_again_where_it_was() -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    session = sessionmaker(db.engine)()
+    ledger.fill(session, broadcast_id)
+    session.rollback()
+    session.close()
+
+    assert commit(ledger.fill, broadcast_id)
+    assert not commit(ledger.fill, broadcast_id)
+    assert len(lines(broadcast_id)) == 3
+
+
+def test_a_delivery_is_claimed_once() -> None:
+    broadcast_id = filled(3)
+
+    first, second = claim(broadcast_id, 2), claim(broadcast_id, 2, lease="two")
+
+    assert first is not None
+    assert second is not None
+    assert len(first.recipients) == 2
+    assert len(second.recipients) == 1
+    assert not {one.delivery_id for one in first.recipients} & {one.delivery_id for one in second.recipients}
+    assert claim(broadcast_id) is None
+
+
+def test_whoever_opted_out_before_their_turn_is_skipped() -> None:
+    broadcast_id = filled(3)
+    gone = lines(broadcast_id)[1]
+    db.session.execute(update(Registration).where(Registration.id == gone.registration_id).values(status="opted_out"))
+    db.session.commit()
+
+    batch = claim(broadcast_id)
+
+    assert batch is not None
+    assert gone.id not in [recipient.delivery_id for recipient in batch.recipients]
+    assert len(batch.recipients) == 2
+    skipped = lines(broadcast_id)[1]
+    assert (skipped.status, skipped.reason) == (DeliveryStatus.SKIPPED, "The address is opted_out.")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "attempts", "reason"),
+    [
+        (ACCEPTED, DeliveryStatus.SENT, 1, None),
+        (REFUSED, DeliveryStatus.FAILED, 1, "No such address."),
+        (THROTTLED, DeliveryStatus.QUEUED, 0, None),
+        (HELD, DeliveryStatus.QUEUED, 0, None),
+        (UNKNOWN, DeliveryStatus.SENDING, 1, "No answer."),
+    ],
+)
+def test_each_outcome_has_its_answer(
+    outcome: Outcome, status: DeliveryStatus, attempts: int, reason: str | None
+) -> None:
+    broadcast_id = filled(1)
+
+    settle(claim(broadcast_id), outcome)
+
+    (delivery,) = lines(broadcast_id)
+    assert (delivery.status, delivery.attempts, delivery.reason) == (status, attempts, reason)
+    assert delivery.message_id == outcome.message_id
+    assert (delivery.settled_at == NOW) is (status in ledger.FINAL)
+
+
+def test_outcomes_of_one_batch_are_kept_apart() -> None:
+    broadcast_id = filled(6)
+
+    settle(claim(broadcast_id), ACCEPTED, REFUSED, THROTTLED, HELD, UNKNOWN, Outcome(Verdict.ACCEPTED, "0100-6"))
+
+    assert [(delivery.status.value, delivery.message_id) for delivery in lines(broadcast_id)] == [
+        ("sent", "0100-1"),
+        ("failed", None),
+        ("queued", None),
+        ("queued", None),
+        ("sending", None),
+        ("sent", "0100-6"),
+    ]
+
+
+def test_a_batch_that_is_released_is_queued_as_if_it_had_not_been_claimed() -> None:
+    broadcast_id = filled(2)
+    batch = claim(broadcast_id)
+
+    commit(ledger.release, batch)
+
+    assert [(one.status.value, one.attempts, one.lease) for one in lines(broadcast_id)] == [("queued", 0, None)] * 2
+
+
+def test_an_unknown_outcome_is_sent_again_only_when_its_lease_is_over_and_says_so() -> None:
+    broadcast_id = filled(1)
+    settle(claim(broadcast_id), UNKNOWN)
+
+    commit(ledger.expire, broadcast_id, NOW)
+    assert claim(broadcast_id) is None
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+    settle(claim(broadcast_id, lease="two"), ACCEPTED)
+
+    (delivery,) = lines(broadcast_id)
+    assert (delivery.status, delivery.attempts, delivery.reason) == (DeliveryStatus.SENT, 2, "No answer.")
+
+
+def test_a_delivery_whose_sender_died_says_so() -> None:
+    broadcast_id = filled(1)
+    claim(broadcast_id)
+
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+
+    (delivery,) = lines(broadcast_id)
+    assert delivery.status is DeliveryStatus.QUEUED
+    assert "stopped before the outcome was known" in (delivery.reason or "")
+
+
+def test_a_delivery_that_is_never_answered_fails_in_the_end() -> None:
+    broadcast_id = filled(1)
+    for _ in range(ledger.MOST_ATTEMPTS):
+        settle(claim(broadcast_id), UNKNOWN)
+        commit(ledger.expire, broadcast_id, AFTER_LEASE)
+
+    (delivery,) = lines(broadcast_id)
+    assert delivery.status is DeliveryStatus.FAILED
+    assert "unanswered" in (delivery.reason or "")
+
+
+def test_an_acceptance_counts_even_after_the_lease_is_over() -> None:
+    broadcast_id = filled(1)
+    batch = claim(broadcast_id)
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+
+    settle(batch, ACCEPTED)
+
+    assert statuses(broadcast_id) == {"sent": 1}
+
+
+def test_a_throttled_answer_does_not_take_back_what_another_sender_has_claimed_since() -> None:
+    broadcast_id = filled(1)
+    batch = claim(broadcast_id)
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+    claim(broadcast_id, lease="two", now=AFTER_LEASE)
+
+    settle(batch, THROTTLED)
+
+    assert statuses(broadcast_id) == {"sending": 1}
+
+
+def test_simultaneous_senders_claim_each_delivery_once_without_an_error(application: Flask) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    broadcast_id = filled(200)
+
+    def work(number: int) -> list[int]:
+        mine: list[int] = []
+        while (batch := claim_in(number, len(mine))) is not None:
+            mine += [recipient.delivery_id for recipient in batch.recipients]
+            with sessions.begin() as session:
+                ledger.settle(session, batch, [ACCEPTED] * len(batch.recipients), NOW)
+        return mine
+
+    def claim_in(number: int, turn: int) -> Batch | None:
+        with sessions.begin() as session:
+            return ledger.claim(session, broadcast_id, lease=f"{number}-{turn}", limit=7, now=NOW)
+
+    sessions = sessionmaker(db.engine)
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [delivery_id for ids in pool.map(work, range(4)) for delivery_id in ids]
+
+    assert len(claimed) == len(set(claimed)) == 200
+    assert statuses(broadcast_id) == {"sent": 200}
+    assert db.session.get(Broadcast, broadcast_id) is not None
+
+
+def test_deliveries_are_listed_in_pages_in_every_order() -> None:
+    other, broadcast_id = filled(2), filled(5)
+    settle(claim(broadcast_id), *[ACCEPTED, REFUSED] * 3, ACCEPTED)
+    emails = commit(lambda session: [line.recipient for line in page_through(session, broadcast_id, None)])
+
+    assert len(set(emails)) == 7
+    sent = commit(page_through, broadcast_id, DeliveryStatus.SENT)
+    assert [(line.status, line.message_id) for line in sent] == [(DeliveryStatus.SENT, "0100-1")] * 4
+    failed = commit(page_through, broadcast_id, DeliveryStatus.FAILED)
+    assert [(line.reason, line.attempts, line.settled_at) for line in failed] == [("No such address.", 1, NOW)] * 3
+    assert {line.recipient for line in sent} | {line.recipient for line in failed} == set(emails)
+    assert commit(page_through, other, DeliveryStatus.SENT) == []
+
+
+def page_through(session: Session, broadcast_id: int, status: DeliveryStatus | None) -> list[ledger.Line]:
+    found: list[ledger.Line] = []
+    while page := ledger.lines(session, broadcast_id, status=status, after=found[-1].position if found else 0, limit=2):
+        found += page
+    return found
