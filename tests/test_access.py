@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_migrate import upgrade
 
 from registration.web import access
 
-from .conftest import PIN
+from .conftest import PIN, empty
 
 
 @access.public
@@ -30,11 +31,14 @@ def guarded_view(name: str) -> str:
 def build(
     settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str
 ) -> Iterator[Callable[..., FlaskClient]]:
-    """Build an application with two views and a pin; none of them needs the database."""
+    """Build an application with two views and a pin, on an empty database that counts the wrong ones."""
 
     def build(pin: str = PIN) -> FlaskClient:
         settings["SECRET_PIN"] = pin
         application = make_application(sqlite_url)
+        with application.app_context():
+            upgrade()
+            empty()
         application.add_url_rule("/open", view_func=open_view)
         application.add_url_rule("/guarded/<name>", view_func=guarded_view, methods=["GET", "POST"])
         return application.test_client()

@@ -64,14 +64,17 @@ def assert_unavailable(response: TestResponse) -> None:
     assert int(response.headers["Retry-After"]) > 0
 
 
-@pytest.mark.parametrize("error", errors.RegistrationError.__subclasses__())
-def test_every_error_of_ours_has_a_status_and_says_a_sentence(error: type[errors.RegistrationError]) -> None:
-    assert error in STATUS
+def test_every_error_of_ours_has_a_status() -> None:
+    assert set(errors.RegistrationError.__subclasses__()) == STATUS.keys()
+
+
+@pytest.mark.parametrize("error", sorted(STATUS.keys() - {errors.RepeatedBroadcastException}, key=str))
+def test_an_error_of_ours_says_a_sentence(error: type[errors.RegistrationError]) -> None:
     assert str(error()) == error.__doc__
     assert str(error("Something else.")) == "Something else."
 
 
-@pytest.mark.parametrize("error", STATUS)
+@pytest.mark.parametrize("error", sorted(STATUS.keys() - {errors.RepeatedBroadcastException}, key=str))
 def test_an_error_of_ours_is_answered_with_its_name_and_its_sentence(
     offline: Flask, error: type[errors.RegistrationError]
 ) -> None:
@@ -105,7 +108,8 @@ def test_an_unknown_path_is_answered_404(offline: Flask, path: str) -> None:
     [
         ("GET", REGISTRATION, {"POST", "OPTIONS"}),
         ("PUT", REGISTRATION, {"POST", "OPTIONS"}),
-        ("GET", BROADCAST, {"POST", "OPTIONS"}),
+        ("PUT", BROADCAST, {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("GET", f"{BROADCAST}/1/pause", {"POST", "OPTIONS"}),
         ("POST", UNIQUE, {"GET", "HEAD", "OPTIONS"}),
         ("DELETE", f"{BROADCAST}/1", {"GET", "HEAD", "OPTIONS"}),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
+import ipaddress
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
 
 from flask import current_app, request
 
+from .. import pins
+from ..db import autocommit
 from ..errors import InvalidEmailMessageException, InvalidSecretPinException
 from .fields import Fields
 
@@ -21,13 +24,16 @@ def public(view: View) -> View:
 
 
 def secret_pin(view: View) -> View:
-    """Let in who knows the pin: as `Authorization: Bearer`, or when posting as the field `secretPin`."""
+    """Let in who knows the pin: as `Authorization: Bearer`, or when posting as the field `secretPin`.
+
+    Whoever gives too many wrong ones has to wait.
+    """
 
     @wraps(view)
     def guarded(**arguments: Any) -> Any:
-        expected = current_app.config["SECRET_PIN"]
-        if not hmac.compare_digest(_given_pin(), expected.encode()):
-            raise InvalidSecretPinException
+        given, expected = _given_pin(), current_app.config["SECRET_PIN"].encode()
+        with autocommit() as connection:
+            pins.admit(connection, given, expected, ip_address=ip_address(), now=datetime.now(UTC))
         return view(**arguments)
 
     return _decided("secret pin", guarded)
@@ -36,6 +42,14 @@ def secret_pin(view: View) -> View:
 def decision(view: View) -> str | None:
     """Return who may call a view, or None if nobody decided."""
     return getattr(view, "access", None)
+
+
+def ip_address() -> str | None:
+    """Return the client's address without an IPv6 zone, or None when the proxies did not pass on a readable one."""
+    try:
+        return str(ipaddress.ip_address((request.remote_addr or "").partition("%")[0]))
+    except ValueError:
+        return None
 
 
 def _decided(access: str, view: View) -> View:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from flask import Flask, Response, json
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -11,10 +12,17 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..errors import (
     AlreadyRegisteredException,
+    IdempotencyKeyException,
     InvalidEmailException,
     InvalidEmailMessageException,
+    InvalidIdempotencyKeyException,
+    InvalidQueryException,
     InvalidSecretPinException,
+    MailServiceBusyException,
+    MailServiceRefusedException,
     RegistrationError,
+    RepeatedBroadcastException,
+    TooManyAttemptsException,
     UnknownBroadcastException,
     UnsupportedInputException,
 )
@@ -22,10 +30,17 @@ from ..errors import (
 STATUS = {
     InvalidEmailException: 400,
     InvalidEmailMessageException: 400,
+    InvalidIdempotencyKeyException: 400,
+    InvalidQueryException: 400,
     InvalidSecretPinException: 401,
     UnknownBroadcastException: 404,
     AlreadyRegisteredException: 409,
+    RepeatedBroadcastException: 409,
     UnsupportedInputException: 415,
+    IdempotencyKeyException: 422,
+    TooManyAttemptsException: 429,
+    MailServiceRefusedException: 502,
+    MailServiceBusyException: 503,
 }
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeoutError)
 """What a database that is away raises."""
@@ -61,6 +76,8 @@ def _refuse(error: RegistrationError) -> Response:
     response = problem(STATUS[type(error)], name, str(error), kind=kind)
     if response.status_code == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooManyAttemptsException):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after.total_seconds())))
     return response
 
 

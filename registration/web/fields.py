@@ -12,6 +12,9 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 from ..errors import RegistrationError, UnsupportedInputException
 
+LARGEST_ID = 2**63 - 1
+
+_FLAGS = {"true": True, "false": False}
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -45,6 +48,25 @@ class Fields:
         except self.unreadable:
             return None
         return value if len(value) <= longest and value.isprintable() else None
+
+    def flag(self, name: str) -> bool:
+        """Return a value that is true or false; false when it is missing."""
+        value = self._values.get(name, False)
+        if isinstance(value, bool):
+            return value
+        if (word := self.text(name).strip().lower()) not in _FLAGS:
+            raise self.unreadable(f"The field `{name}` must be true or false.")
+        return _FLAGS[word]
+
+    def number(self, name: str, *, default: int, most: int, least: int = 1) -> int:
+        """Return a whole number within limits."""
+        if name not in self:
+            return default
+        text = self.text(name).strip()
+        is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
+        if not is_number or not least <= int(text) <= most:
+            raise self.unreadable(f"The field `{name}` must be a whole number from {least} to {most}.")
+        return int(text)
 
     def _read_body(self, request: Request) -> Mapping[str, Any]:
         data = _whole_body(request)

@@ -1,0 +1,38 @@
+"""Trials: a message to one address before it goes to everybody. Nothing of them is written into the ledger."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from . import messages, pacing
+from .errors import MailServiceBusyException, MailServiceRefusedException
+from .mailers import Mailer, Recipient, Verdict
+from .messages import Message
+
+LONGEST_WAIT = 20.0
+"""Seconds for which somebody who is watching waits for their turn."""
+_NO_DELIVERY = 0
+_TAKEN_LATER = {Verdict.THROTTLED, Verdict.HELD}
+
+
+def reserve(session: Session, *, rate_limit: float, now: float) -> float:
+    """Reserve the sending of one message at the pace that all senders share; return the seconds to wait before it.
+
+    `rate_limit` is the operator's own. Raises MailServiceBusyException when it would be too long.
+    """
+    if pacing.free_in(session, now=now) > LONGEST_WAIT:
+        raise MailServiceBusyException("The mail service asked to slow down. Try again in a minute.")
+    return pacing.reserve(session, 1, rate=pacing.current_rate(session, limit=rate_limit, now=now), now=now)
+
+
+def send(mailer: Mailer, message: Message, address: str) -> None:
+    """Send a message to one address, marked as a test.
+
+    Raises MailServiceBusyException when the mail service may take it later, MailServiceRefusedException when it
+    refused it or gave no answer; each with its reason.
+    """
+    (outcome,) = mailer.send(messages.mark_as_test(message), [Recipient(_NO_DELIVERY, address)])
+    if outcome.verdict in _TAKEN_LATER:
+        raise MailServiceBusyException(outcome.reason)
+    if outcome.verdict is not Verdict.ACCEPTED:
+        raise MailServiceRefusedException(outcome.reason)

@@ -1,0 +1,179 @@
+"""Broadcasts for those who know the pin: start one, steer it, tell how far it has come."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify, request, url_for
+from flask.typing import ResponseReturnValue
+from sqlalchemy.orm import Session
+
+from .. import addresses, broadcasts, figures, messages, trials
+from ..db import db
+from ..errors import (
+    InvalidEmailMessageException,
+    InvalidIdempotencyKeyException,
+    InvalidQueryException,
+    RepeatedBroadcastException,
+)
+from ..messages import Message
+from ..models import BroadcastStatus
+from . import access
+from .errors import UNAVAILABLE
+from .fields import LARGEST_ID, Fields
+
+bp = Blueprint("control", __name__, url_prefix="/api/registration/broadcast")
+
+POLL_SECONDS = 0.05
+PAGE, LARGEST_PAGE = 20, 100
+LONGEST_KEY = 255
+_ONE = f"/<int(max={LARGEST_ID}):broadcast_id>"
+
+log = logging.getLogger(__name__)
+
+
+@bp.post("")
+@access.secret_pin
+def start() -> ResponseReturnValue:
+    """Send a message to everybody who is registered, or with `test` to one address only."""
+    fields = Fields(request, unreadable=InvalidEmailMessageException)
+    message = messages.compose(fields.text("title"), fields.text("contents"))
+    options = {name: fields.flag(name) for name in ("urgent", "resend")}
+    key = _idempotency_key()
+    if "test" in fields:
+        return _send_test(message, addresses.normalise(fields.text("test")).stored)
+    try:
+        broadcast_id = broadcasts.start(db.session(), message, _now(), **options, idempotency_key=key)
+    except RepeatedBroadcastException as repetition:
+        db.session.rollback()
+        return _answer(_figures(repetition.broadcast_id), repeated=True)
+    started = _figures(broadcast_id)
+    db.session.commit()
+    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
+    current_app.extensions["wake"]()
+    return _answer(started)
+
+
+@bp.get("")
+@access.secret_pin
+def show_page() -> ResponseReturnValue:
+    """Tell how far each broadcast has come, newest first."""
+    fields = Fields(request, unreadable=InvalidQueryException)
+    limit = fields.number("limit", default=PAGE, most=LARGEST_PAGE)
+    before = fields.number("before", default=LARGEST_ID, most=LARGEST_ID)
+    ids = broadcasts.page(db.session(), before=before, limit=limit + 1)
+    more = url_for(".show_page", before=ids[limit - 1], limit=limit) if len(ids) > limit else None
+    return {"broadcasts": [_figures(broadcast_id) for broadcast_id in ids[:limit]], "next": more}
+
+
+@bp.get(_ONE)
+@access.secret_pin
+def show(broadcast_id: int) -> ResponseReturnValue:
+    """Tell how far a broadcast has come."""
+    return _figures(broadcast_id)
+
+
+@bp.post(f"{_ONE}/pause")
+@access.secret_pin
+def pause(broadcast_id: int) -> ResponseReturnValue:
+    """Let a broadcast rest until somebody resumes it."""
+    return _steer(broadcasts.pause, broadcast_id)
+
+
+@bp.post(f"{_ONE}/resume")
+@access.secret_pin
+def resume(broadcast_id: int) -> ResponseReturnValue:
+    """Let a paused broadcast go on."""
+    return _steer(broadcasts.resume, broadcast_id)
+
+
+@bp.post(f"{_ONE}/cancel")
+@access.secret_pin
+def cancel(broadcast_id: int) -> ResponseReturnValue:
+    """End a broadcast; who has not got it yet does not get it."""
+    return _steer(broadcasts.cancel, broadcast_id)
+
+
+@bp.post(f"{_ONE}/retry")
+@access.secret_pin
+def retry(broadcast_id: int) -> ResponseReturnValue:
+    """Send a broadcast again to those who failed or were cancelled, nobody else."""
+    asked_at = _now()
+    while broadcasts.retry(db.session(), broadcast_id, asked_at):
+        db.session.commit()
+    return _steer(broadcasts.status_of, broadcast_id)
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (1 <= len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+        raise InvalidIdempotencyKeyException
+    return key
+
+
+def _send_test(message: Message, address: str) -> ResponseReturnValue:
+    wait = trials.reserve(db.session(), rate_limit=_rate_limit(), now=time.time())
+    db.session.commit()
+    time.sleep(wait)
+    trials.send(current_app.extensions["mailer"](), message, address)
+    log.info("a test was sent")
+    return {"status": "sent", "test": True}
+
+
+def _steer(step: Callable[[Session, int], Any], broadcast_id: int) -> ResponseReturnValue:
+    """Take one step, and tell what came of it."""
+    step(db.session(), broadcast_id)
+    db.session.commit()
+    log.info("somebody steered a broadcast", extra={"broadcast": broadcast_id, "call": request.endpoint})
+    current_app.extensions["wake"]()
+    return _figures(broadcast_id)
+
+
+def _answer(started: dict[str, Any], **extra: bool) -> Response:
+    """Answer when a broadcast no longer sends, or after as long as the settings say."""
+    answer = _watch(started)
+    response = jsonify(answer | extra)
+    if answer["finishedAt"] is None:
+        response.status_code = 202
+        response.headers["Location"] = url_for(".show", broadcast_id=answer["broadcastId"])
+    return response
+
+
+def _watch(started: dict[str, Any]) -> dict[str, Any]:
+    """Wait while a broadcast is sending and return its figures.
+
+    It goes on whatever happens to the database meanwhile. An error here would make the caller send it again.
+    """
+    try:
+        _wait_for_end(started["broadcastId"])
+        return _figures(started["broadcastId"])
+    except UNAVAILABLE:
+        log.exception("the database went away while a broadcast was watched")
+        return started
+
+
+def _wait_for_end(broadcast_id: int) -> None:
+    give_up = time.monotonic() + current_app.config["BROADCAST_WAIT_SECONDS"]
+    while broadcasts.status_of(db.session(), broadcast_id) is BroadcastStatus.SENDING:
+        db.session.rollback()
+        if time.monotonic() >= give_up:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _figures(broadcast_id: int) -> dict[str, Any]:
+    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=_rate_limit())
+    return figures.of(progress, _now())
+
+
+def _rate_limit() -> float:
+    return current_app.config["SENDING_RATE"] or math.inf
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
