@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench crash-test clean
 
 run: .venv/run
 	@$(BIN)/python application.py --dev
@@ -18,6 +18,9 @@ lint: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
 
+crash-test: .venv/dev
+	$(BIN)/python -m tests.crash
+
 clean:
 	rm -rf .venv var .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 
@@ -32,7 +35,7 @@ clean:
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/dev: requirements.txt requirements-dev.txt | .venv/bin/python
+.venv/dev: requirements.txt requirements-celery.txt requirements-dev.txt | .venv/bin/python
 	@echo 'Installing the pinned packages and the test tools ...'
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/run

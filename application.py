@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from click import get_current_context
+from click import ClickException, get_current_context
 from flask import Flask
 from flask_migrate import upgrade
 from werkzeug.serving import make_server
@@ -22,6 +22,8 @@ import config
 from registration import ROOT, create_application, create_sender
 
 HOST = "127.0.0.1"
+WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+"""What the celery command is told: workers have nothing to say to each other."""
 
 
 def main(arguments: list[str]) -> int:
@@ -43,6 +45,9 @@ def main(arguments: list[str]) -> int:
 
 def _send(application: Flask) -> int:
     """Send until a signal comes; the batch in hand is finished."""
+    if "celery" in application.extensions:
+        application.extensions["celery"].worker_main(WORKER)
+        return 0
     sender = create_sender(application)
     thread = threading.Thread(target=sender.run, name="sender")
     _on_termination(sender.stop)
@@ -63,6 +68,8 @@ def _serve(settings: config.Config) -> int:
         return 1
     sender = create_sender(application)
     thread = threading.Thread(target=sender.run, name="sender")
+    if "celery" in application.extensions:
+        sender.stop()
     _on_termination(lambda: threading.Thread(target=server.shutdown).start())
     thread.start()
     _introduce(settings)
@@ -101,5 +108,23 @@ Ctrl-C stops it.
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 
-# Only the flask command heeds DEVELOPMENT; a server that others reach never does.
-application = create_application(config.read(development=None if get_current_context(silent=True) else False))
+
+def _create() -> Flask:
+    """Build what others import.
+
+    The flask command tells wrong settings without a traceback, and it alone heeds DEVELOPMENT: a server that others
+    reach never does. It answers on standard output, so its log lines go to standard error.
+    """
+    by_command = get_current_context(silent=True) is not None
+    try:
+        settings = config.read(development=None if by_command else False)
+        return create_application(settings, log_to=sys.stderr if by_command else sys.stdout)
+    except config.ConfigurationError as error:
+        if by_command:
+            raise ClickException(str(error)) from error
+        raise
+
+
+application = _create()
+if "celery" in application.extensions:
+    celery = application.extensions["celery"]

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 from email_validator import EmailNotValidError, validate_email
@@ -94,6 +95,16 @@ class Config:
     AWS_SECRET_KEY: str = setting("", "AWS secret key; set together with AWS_ACCESS_ID.")
     SENDING_RATE: float = setting(
         0.0, "Recipients a second at most; 0 for the rate SES grants the account.", minimum=0.0
+    )
+    ENGINE: str = setting(
+        "sender",
+        "Who sends: `sender` (this service's own process, one an instance) or `celery` (workers on any machine).",
+        choices=("sender", "celery"),
+    )
+    CELERY_BROKER_URL: str = setting(
+        "",
+        "Where Celery's queue is, such as `rediss://:password@host:6379/0`, or `sqs://` in SES_REGION.",
+        required="with ENGINE=celery",
     )
     OUTBOX_DIRECTORY: str = setting("var/outbox", "Where MAILER=outbox puts its files.")
     BROADCAST_WAIT_SECONDS: float = setting(
@@ -210,14 +221,16 @@ def _database_url(text: str, problems: list[str]) -> str:
 
 def _contradictions(config: Config) -> list[str]:
     """Say what is missing or unsafe in settings that are well formed one by one."""
-    problems = [] if config.DEVELOPMENT else [*_missing(config), *_weaknesses_of_pin(config.SECRET_PIN)]
+    problems = _missing(config) + ([] if config.DEVELOPMENT else _weaknesses_of_pin(config.SECRET_PIN))
+    if config.ENGINE == "celery" and find_spec("celery") is None:
+        problems.append("ENGINE=celery needs more packages: pip install -r requirements-celery.txt")
     if bool(config.AWS_ACCESS_ID) != bool(config.AWS_SECRET_KEY):
         problems.append("AWS_ACCESS_ID and AWS_SECRET_KEY go together: set both or neither.")
     return problems
 
 
 def _missing(config: Config) -> list[str]:
-    needed = {"always"} | ({"with MAILER=ses"} if config.MAILER == "ses" else set())
+    needed = {"always", f"with MAILER={config.MAILER}", f"with ENGINE={config.ENGINE}"}
     return [
         f"{declared.name} is missing. {declared.metadata['meaning']}"
         for declared in fields(Config)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from flask import g, has_request_context
 from pythonjsonlogger.json import JsonFormatter
@@ -19,10 +19,10 @@ _ADDRESS = re.compile(r"[^\s\"<>,;:@(]+@[^\s\"'<>,;:@)\\]+")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "taskName"}
 
 
-def configure(file: Path, *, readable: bool) -> None:
-    """Send all log lines to standard output and to a file; a file that cannot be written is done without."""
+def configure(stream: TextIO, file: Path, *, readable: bool) -> None:
+    """Send all log lines to a stream and to a file; a file that cannot be written is done without."""
     formatter: logging.Formatter = _Readable() if readable else _Json()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
     with suppress(OSError):
         handlers.append(logging.FileHandler(file))
     root = logging.getLogger()
@@ -40,7 +40,7 @@ def configure(file: Path, *, readable: bool) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # its errors quote the request line
     if len(handlers) == 1:
-        logging.getLogger(__name__).warning("the log file cannot be written; lines go to standard output only")
+        logging.getLogger(__name__).warning("the log file cannot be written")
 
 
 def blot_out(line: str) -> str:

@@ -202,7 +202,7 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
         program.end(number)
     assert len(mails(outbox)) < len(emails)
     with application.app_context():
-        assert broadcasts.progress(db.session(), broadcast_id).remaining > 0
+        assert broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC)).remaining > 0
         let_leases_run_out()
     with start("--dev") as program:
         wait_until(lambda: is_sent(application, broadcast_id))
@@ -210,7 +210,7 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
 
     assert sorted(mail["To"] for mail in mails(outbox)) == sorted(emails)
     with application.app_context():
-        assert broadcasts.progress(db.session(), broadcast_id).sent == len(emails)
+        assert broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC)).sent == len(emails)
 
 
 def let_leases_run_out() -> None:
@@ -266,7 +266,7 @@ def test_the_sender_sends_what_waits_and_ends_on_sigterm(
         broadcast_id = factories.start_broadcast()
 
     with start("--sender", **settings) as program:
-        program.wait_for("a broadcast has been sent")
+        program.wait_for("a broadcast has ended")
         assert is_sent(application, broadcast_id)
         assert program.end() == 0
 
@@ -295,7 +295,7 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
 
 def progress(application: Flask, broadcast_id: int) -> broadcasts.Progress:
     with application.app_context():
-        return broadcasts.progress(db.session(), broadcast_id)
+        return broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC))
 
 
 def test_the_settings_decide_how_mail_leaves(
@@ -320,7 +320,7 @@ def test_the_settings_decide_how_fast_it_sends_and_how_long_ip_addresses_stay(
 
     sender = create_sender(make_application(sqlite_url))
 
-    assert (sender.sending_rate, sender.ip_retention) == (12.5, timedelta(days=7))
+    assert (sender.rate_limit, sender.ip_retention) == (12.5, timedelta(days=7))
 
 
 def test_a_web_server_takes_the_application_from_here(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -46,7 +47,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_in_production_a_line_is_one_json_object(file: Path) -> None:
-    logger.configure(file, readable=False)
+    logger.configure(sys.stdout, file, readable=False)
 
     log.warning("two\nlines", extra={"broadcast": 7, "path": Path("x")})
 
@@ -64,7 +65,7 @@ def test_in_production_a_line_is_one_json_object(file: Path) -> None:
 
 
 def test_in_production_a_traceback_is_inside_the_object(file: Path) -> None:
-    logger.configure(file, readable=False)
+    logger.configure(sys.stdout, file, readable=False)
 
     log_failure("Duplicate entry")
 
@@ -75,7 +76,7 @@ def test_in_production_a_traceback_is_inside_the_object(file: Path) -> None:
 
 
 def test_in_development_a_line_is_for_a_person(file: Path) -> None:
-    logger.configure(file, readable=True)
+    logger.configure(sys.stdout, file, readable=True)
 
     log.warning("a broadcast has started", extra={"broadcast": 7})
     log_failure("Duplicate entry")
@@ -90,7 +91,7 @@ def test_in_development_a_line_is_for_a_person(file: Path) -> None:
 def test_a_line_goes_to_standard_output_and_to_the_file(
     file: Path, capsys: pytest.CaptureFixture[str], readable: bool
 ) -> None:
-    logger.configure(file, readable=readable)
+    logger.configure(sys.stdout, file, readable=readable)
 
     log.info("it works")
 
@@ -104,7 +105,7 @@ def test_a_file_that_cannot_be_written_is_done_without(
 ) -> None:
     (tmp_path / "file").touch()
 
-    logger.configure(tmp_path / name, readable=readable)
+    logger.configure(sys.stdout, tmp_path / name, readable=readable)
     log.info("it works")
 
     first, second = capsys.readouterr().out.splitlines()
@@ -114,8 +115,8 @@ def test_a_file_that_cannot_be_written_is_done_without(
 
 def test_configuring_again_replaces_what_was_configured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     others = [handler for handler in logging.getLogger().handlers if not getattr(handler, "is_ours", False)]
-    logger.configure(tmp_path / "first", readable=True)
-    logger.configure(tmp_path / "second", readable=True)
+    logger.configure(sys.stdout, tmp_path / "first", readable=True)
+    logger.configure(sys.stdout, tmp_path / "second", readable=True)
 
     log.info("it works")
 
@@ -126,7 +127,7 @@ def test_configuring_again_replaces_what_was_configured(tmp_path: Path, capsys: 
 
 
 def test_chatty_libraries_are_heard_only_when_something_is_wrong(file: Path) -> None:
-    logger.configure(file, readable=True)
+    logger.configure(sys.stdout, file, readable=True)
 
     for name in ("alembic.runtime.migration", "botocore.hooks", "urllib3.connectionpool"):
         logging.getLogger(name).info("GET /api/registration?secretPin=1234")
@@ -160,7 +161,7 @@ def test_what_is_around_an_address_stays(line: str, blotted: str) -> None:
 
 @pytest.mark.parametrize("around", ['"', '\\"', "'", "\n", "\\", "\t", "\u00e9", "<"])
 def test_a_json_line_stays_json_whatever_is_around_an_address(file: Path, around: str) -> None:
-    logger.configure(file, readable=False)
+    logger.configure(sys.stdout, file, readable=False)
 
     log.warning("before %sann@example.org%s after", around, around)
 
@@ -172,7 +173,7 @@ def test_a_json_line_stays_json_whatever_is_around_an_address(file: Path, around
 
 
 def test_an_address_is_blotted_out_of_a_traceback_and_of_what_varies(file: Path, readable: bool) -> None:
-    logger.configure(file, readable=readable)
+    logger.configure(sys.stdout, file, readable=readable)
 
     log_failure("Duplicate entry 'ann@example.org' for key 'email'", who="ann@example.org")
 

@@ -1,0 +1,232 @@
+"""The commands: parse, call one core function, commit, print."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import broadcasts, figures, messages, pacing, terminal
+from .broadcasts import Progress
+from .db import db
+from .errors import RegistrationError, RepeatedBroadcastException
+
+POLL_SECONDS = 0.5
+POLL_SHARE = 0.2
+"""The share of its time that a look at the figures may take: counting a million deliveries is work."""
+QUIET_SECONDS = 5.0
+"""How long nothing has to happen until we say so."""
+INTERRUPTED = 130
+_COMMAND = "flask --app application broadcast"
+_NOBODY = (
+    f"Nobody has sent anything for {QUIET_SECONDS:g} seconds. If no sender is running, start one: "
+    "python application.py --sender"
+)
+
+
+class _Group(AppGroup):
+    """Commands whose errors are a sentence and an exit status, never a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except RegistrationError as error:
+            raise click.ClickException(str(error)) from error
+        except UnicodeError as error:
+            raise click.ClickException("The text is not valid UTF-8.") from error
+        except SQLAlchemyError as error:
+            raise click.ClickException(
+                "The database does not answer, or lacks its tables. Check DB_CONN_STR, "
+                f"or make them: flask --app application db upgrade ({getattr(error, 'orig', None) or error})"
+            ) from error
+
+
+broadcast = _Group("broadcast", help="Send a message to everybody who is registered, and look after it.")
+_id = click.argument("broadcast_id", metavar="ID", type=click.IntRange(1, 2**63 - 1), help="As `list` shows it.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@broadcast.command()
+@click.option("--title", required=True, help="The subject: one line of up to 200 characters.")
+@click.option("--urgent", is_flag=True, help="Send it before the other broadcasts.")
+@click.option("--resend", is_flag=True, help="Send it although the same was sent in the last 24 hours.")
+@_yes
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-", help="A text in UTF-8."
+)
+def send(title: str, file: str, *, urgent: bool, resend: bool, yes: bool) -> None:
+    """Send the text in FILE, or standard input, to everybody, and show how it goes.
+
+    Ctrl-C ends the showing, not the broadcast.
+    """
+    message = messages.compose(title, _read(file, ask=not yes))
+    if not yes:
+        _confirm(message.subject)
+    try:
+        broadcast_id = broadcasts.start(db.session(), message, _now(), urgent=urgent, resend=resend)
+    except RepeatedBroadcastException as repetition:
+        db.session.rollback()
+        advice = "Nobody gets it again." if resend else "Nobody gets it again, unless you add --resend."
+        click.echo(f"{repetition} {advice}", err=True)
+        click.echo(terminal.details(_progress(repetition.broadcast_id), _now()))
+        raise click.exceptions.Exit(1) from repetition
+    db.session.commit()
+    _wake()
+    click.echo(f"Broadcast {broadcast_id} has started.")
+    _follow(broadcast_id)
+
+
+@broadcast.command("list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many.")
+@_as_json
+def list_(limit: int, *, as_json: bool) -> None:
+    """List the broadcasts, newest first."""
+    found = [_progress(broadcast_id) for broadcast_id in broadcasts.page(db.session(), before=None, limit=limit)]
+    if as_json:
+        click.echo(json.dumps([figures.of(progress, _now()) for progress in found]))
+    else:
+        click.echo(terminal.table(found) if found else "There has been no broadcast yet.")
+
+
+@broadcast.command()
+@click.option("--follow", is_flag=True, help="Go on showing it until it has ended.")
+@_as_json
+@_id
+def show(broadcast_id: int, *, follow: bool, as_json: bool) -> None:
+    """Show how far a broadcast has come."""
+    progress = _progress(broadcast_id)
+    click.echo(json.dumps(figures.of(progress, _now())) if as_json else terminal.details(progress, _now()))
+    if follow and not as_json:
+        _follow(broadcast_id)
+
+
+@broadcast.command()
+@_id
+def pause(broadcast_id: int) -> None:
+    """Let a broadcast rest until somebody resumes it."""
+    broadcasts.pause(db.session(), broadcast_id)
+    _commit_and_tell(broadcast_id)
+
+
+@broadcast.command()
+@_id
+def resume(broadcast_id: int) -> None:
+    """Let a paused broadcast go on."""
+    broadcasts.resume(db.session(), broadcast_id)
+    _commit_and_tell(broadcast_id)
+
+
+@broadcast.command()
+@_yes
+@_id
+def cancel(broadcast_id: int, *, yes: bool) -> None:
+    """End a broadcast; who has not got it yet does not get it."""
+    if not yes:
+        click.confirm(f"{terminal.state(_progress(broadcast_id))} Cancel it?", abort=True)
+    broadcasts.cancel(db.session(), broadcast_id)
+    _commit_and_tell(broadcast_id)
+
+
+@broadcast.command()
+@_id
+def retry(broadcast_id: int) -> None:
+    """Send a broadcast again to those who failed or were cancelled, nobody else."""
+    asked_at = _now()
+    while broadcasts.retry(db.session(), broadcast_id, asked_at):
+        db.session.commit()
+    _commit_and_tell(broadcast_id)
+
+
+def _read(file: str, *, ask: bool) -> str:
+    """Return the contents. A pipe that is read to its end leaves nowhere to ask."""
+    if file == "-" and sys.stdin.isatty():
+        click.echo("Write the text; Ctrl-D on a line of its own ends it.", err=True)
+    elif file == "-" and ask:
+        raise click.UsageError("There is nowhere to ask you when the text comes from a pipe: add --yes.")
+    with click.open_file(file, encoding="utf-8-sig") as opened:
+        return str(opened.read())
+
+
+def _confirm(title: str) -> None:
+    forecast = broadcasts.forecast(db.session(), _now(), rate_limit=_rate_limit())
+    db.session.rollback()
+    if forecast.seconds is None:
+        takes = "How long it takes is not known before the first broadcast"
+    else:
+        takes = f"It takes {terminal.duration(forecast.seconds)}"
+    click.echo(f'"{title}" goes to {forecast.recipients:,} recipients. {takes}.')
+    click.confirm("Send it?", abort=True)
+
+
+def _commit_and_tell(broadcast_id: int) -> None:
+    db.session.commit()
+    _wake()
+    click.echo(terminal.details(_progress(broadcast_id), _now()))
+
+
+def _follow(broadcast_id: int) -> None:
+    """Show a broadcast until it has ended. Ctrl-C ends the showing only."""
+    screen = terminal.Screen(sys.stdout)
+    try:
+        progress = _show_until_end(broadcast_id, screen)
+    except KeyboardInterrupt as interrupt:
+        screen.say(f"The broadcast goes on without you. Look at it: {_COMMAND} show --follow {broadcast_id}")
+        screen.say(f"Stop it: {_COMMAND} cancel {broadcast_id}")
+        raise click.exceptions.Exit(INTERRUPTED) from interrupt
+    screen.say(terminal.details(progress, _now()))
+    if progress.status != "sent":
+        raise click.exceptions.Exit(1)
+
+
+def _show_until_end(broadcast_id: int, screen: terminal.Screen) -> Progress:
+    said, life, quiet_since = "", None, time.monotonic()
+    while True:
+        begun = time.monotonic()
+        progress = _progress(broadcast_id)
+        if progress.finished_at is not None:
+            return progress
+        if progress.reason and progress.reason != said:
+            screen.say(terminal.state(progress))
+            said = progress.reason
+        screen.show(progress, _now())
+        if (seen := (progress.status, progress.remaining, _free_at())) != life or progress.status == "paused":
+            life, quiet_since = seen, begun
+        elif begun - quiet_since >= QUIET_SECONDS:
+            screen.say(_NOBODY)
+            quiet_since = math.inf
+        time.sleep(max(POLL_SECONDS, (time.monotonic() - begun) / POLL_SHARE))
+
+
+def _progress(broadcast_id: int) -> Progress:
+    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=_rate_limit())
+    db.session.rollback()
+    return progress
+
+
+def _free_at() -> float:
+    """Return the account's next free instant, which moves whenever anybody sends."""
+    instant = pacing.free_in(db.session(), now=0.0)
+    db.session.rollback()
+    return instant
+
+
+def _rate_limit() -> float:
+    return current_app.config["SENDING_RATE"] or math.inf
+
+
+def _wake() -> None:
+    current_app.extensions["wake"]()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,109 @@
+"""What people see of a broadcast in a terminal."""
+
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+
+import pytest
+
+from registration import terminal
+from registration.models import BroadcastStatus
+
+from .factories import NOON, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_summary_has_the_bar_the_rate_what_failed_and_the_time_left() -> None:
+    line = terminal.summary(progress(), NOON)
+
+    assert line == "[############............]  52%  4,700 of 9,001 sent  2 failed  14.0 a second  5:12 left"
+
+
+def test_a_summary_of_the_end_has_no_rate_and_no_time_left() -> None:
+    ended = progress(status=BroadcastStatus.SENT, sent=8999, remaining=0, rate=0.0, expected_end=None)
+
+    assert terminal.summary(ended, NOON) == "[########################] 100%  8,999 of 9,001 sent  2 failed"
+
+
+def test_a_summary_says_what_a_broadcast_does_that_is_not_sending() -> None:
+    assert terminal.summary(progress(status=BroadcastStatus.PAUSED, expected_end=None), NOON).endswith("  paused")
+
+
+def test_a_broadcast_to_nobody_is_done() -> None:
+    assert "100%" in terminal.summary(progress(recipients=0, sent=0, failed=0, remaining=0), NOON)
+
+
+def test_the_state_is_a_sentence_with_the_reason_and_when_it_goes_on() -> None:
+    held = progress(
+        status=BroadcastStatus.PAUSED, reason="Sending is paused in Amazon SES.", resume_at=NOON + timedelta(minutes=1)
+    )
+
+    assert (
+        terminal.state(held)
+        == "Broadcast 7 is paused. Sending is paused in Amazon SES. It tries again at 2026-11-23 12:01 UTC."
+    )
+
+
+def test_details_leave_out_what_there_is_not() -> None:
+    lines = terminal.details(progress(urgent=True), NOON).splitlines()
+
+    assert lines[0] == "Broadcast 7 is sending."
+    assert "  urgent        yes" in lines
+    assert "  left          4,299" in lines
+    assert not any("ended" in line for line in lines)
+
+
+def test_a_table_lines_up() -> None:
+    lines = terminal.table([progress(), progress(broadcast_id=11, recipients=5, title="Grüße")]).splitlines()
+
+    assert lines == [
+        "id  started               status   recipients   sent  failed   left  title",
+        " 7  2026-11-23 12:00 UTC  sending       9,001  4,700       2  4,299  Update now",
+        "11  2026-11-23 12:00 UTC  sending           5  4,700       2  4,299  Grüße",
+    ]
+
+
+def test_a_terminal_gets_one_line_that_is_drawn_again() -> None:
+    stream = Terminal()
+    screen = terminal.Screen(stream)
+
+    screen.show(progress(), NOON)
+    screen.show(progress(sent=4800), NOON)
+    screen.say("That is all.")
+
+    first, second, last = stream.getvalue().split("\r\x1b[K")[1:]
+    assert "4,700 of" in first
+    assert "4,800 of" in second
+    assert last == "That is all.\n"
+    assert "\n" not in first + second
+
+
+def test_a_file_gets_a_plain_line_now_and_then() -> None:
+    stream = io.StringIO()
+    screen = terminal.Screen(stream)
+
+    for seconds in range(25):
+        screen.show(progress(sent=seconds), NOON + timedelta(seconds=seconds))
+
+    lines = stream.getvalue().splitlines()
+    assert [line.split("%  ")[1].split(" of ")[0] for line in lines] == ["0", "10", "20"]
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said", "clock"),
+    [
+        (0, "less than a minute", "0:00"),
+        (61, "about 1 minute", "1:01"),
+        (3540, "about 59 minutes", "59:00"),
+        (7300, "about 2 hours", "2:01:40"),
+        (200_000, "about 2 days", "55:33:20"),
+    ],
+)
+def test_durations_are_said_and_counted(seconds: float, said: str, clock: str) -> None:
+    assert (terminal.duration(seconds), terminal.clock(seconds)) == (said, clock)
