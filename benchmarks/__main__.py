@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 from tests import mariadb
 
-from . import count, registrations
+from . import count, engine, pace, registrations
 
-BENCHMARKS: dict[str, Callable[[mariadb.Server], None]] = {
+BENCHMARKS: dict[str, Callable[[mariadb.Server], object]] = {
     "registrations": registrations.run,
     "count": count.run,
+    "engine": engine.run,
+    "pace": pace.run,
 }
 
 

@@ -1,16 +1,27 @@
-"""A small stand-in for Amazon SES v2 on 127.0.0.1: what moto lacks, namely bulk calls, faults and lost replies."""
+"""A small stand-in for Amazon SES v2 on 127.0.0.1: what moto lacks, namely bulk calls, faults and lost replies.
+
+`running` serves in a thread and remembers every message. `spawned` serves in a process of its own, fast enough for
+thousands of messages a second; it counts, keeps limits as SES does, and loses replies.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import math
+import random
+import subprocess
+import sys
 import threading
 import time
-from collections import deque
+import urllib.request
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
 
 
 @dataclass
@@ -86,7 +97,10 @@ class SesFake:
     async def _reply(self, call: str, body: bytes) -> bytes | None:
         self.calls.append(call)
         if call == "GET /v2/email/account":
-            return _http(200, {"SendQuota": {"MaxSendRate": self.max_send_rate, "Max24HourSend": 50_000.0}})
+            return _http(
+                200,
+                {"SendQuota": {"MaxSendRate": self.max_send_rate, "Max24HourSend": 50_000.0, "SentLast24Hours": 120.0}},
+            )
         answer = self.answers.popleft() if self.answers else self.usual
         result = self._accept(json.loads(body), answer)
         if answer.delay:
@@ -181,3 +195,260 @@ def _http(status: int, payload: dict[str, Any], body: bytes | None = None, *, er
         f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\n{type_header}Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
+
+
+@dataclass
+class Conduct:
+    """How the process behaves. Times are in seconds."""
+
+    latency: float = 0.0
+    rate: float = math.inf
+    """Recipients it accepts within any one second."""
+    granted: float = 0.0
+    """The sending rate that GetAccount tells; `rate` if 0, and 100,000 if that is infinite."""
+    whole_calls: bool = False
+    """Refuse a bulk call that is over the rate as a whole, not only the entries over it."""
+    bulk_calls: float = math.inf
+    """Bulk calls it answers within any one second; more of them are refused."""
+    quota: float = math.inf
+    lost: float = 0.0
+    """The share of calls that are accepted but not answered."""
+    lost_kinds: str = "drop,500,hang"
+    seed: int = 1
+
+
+class Window:
+    """What happened within the last second, and the most that ever did."""
+
+    def __init__(self) -> None:
+        self.events: deque[tuple[float, int]] = deque()
+        self.total = self.peak = 0
+
+    def at(self, now: float) -> int:
+        while self.events and self.events[0][0] <= now - 1.0:
+            self.total -= self.events.popleft()[1]
+        return self.total
+
+    def add(self, now: float, number: int) -> None:
+        self.events.append((now, number))
+        self.total = self.at(now) + number
+        self.peak = max(self.peak, self.total)
+
+
+class Counts:
+    """What the process counts; `reset` begins anew."""
+
+    def __init__(self, conduct: Conduct) -> None:
+        self.conduct = conduct
+        self.random = random.Random(conduct.seed)
+        self.copies: Counter[str] = Counter()
+        self.unanswered: Counter[str] = Counter()
+        self.asked, self.accepted, self.bulk = Window(), Window(), Window()
+        self.calls = self.bulk_calls = self.in_flight = self.most_in_flight = 0
+        self.refused_calls = self.refused_messages = self.lost_calls = 0
+        self.first = self.last = 0.0
+
+    def report(self) -> dict[str, Any]:
+        accepted = self.copies.total()
+        return {
+            "accepted": accepted,
+            "recipients": len(self.copies),
+            "duplicates": accepted - len(self.copies),
+            "calls": self.calls,
+            "bulk_calls": self.bulk_calls,
+            "in_flight": self.in_flight,
+            "most_in_flight": self.most_in_flight,
+            "peak_asked": self.asked.peak,
+            "peak_accepted": self.accepted.peak,
+            "refused_calls": self.refused_calls,
+            "refused_messages": self.refused_messages,
+            "lost_calls": self.lost_calls,
+            "lost_messages": self.unanswered.total(),
+            "seconds": self.last - self.first,
+        }
+
+    def answer(self, path: bytes, body: bytes) -> tuple[bytes, bool]:
+        """Return the reply to a call, and whether it is to be lost."""
+        if path == b"/v2/email/account":
+            granted = self.conduct.granted or (100_000.0 if math.isinf(self.conduct.rate) else self.conduct.rate)
+            quota = -1.0 if math.isinf(self.conduct.quota) else self.conduct.quota
+            used = float(self.copies.total())
+            return _http(
+                200, {"SendQuota": {"MaxSendRate": granted, "Max24HourSend": quota, "SentLast24Hours": used}}
+            ), False
+        request = json.loads(body)
+        entries = request.get("BulkEmailEntries") or [request]
+        addresses = [entry["Destination"]["ToAddresses"][0] for entry in entries]
+        statuses = self._judge(addresses, bulk="BulkEmailEntries" in request)
+        taken = [address for address, status in zip(addresses, statuses, strict=True) if status == "SUCCESS"]
+        self.copies.update(taken)
+        self.refused_messages += len(addresses) - len(taken)
+        lost = bool(taken) and self.random.random() < self.conduct.lost
+        if lost:
+            self.lost_calls += 1
+            self.unanswered.update(taken)
+        return self._reply(statuses, bulk="BulkEmailEntries" in request), lost
+
+    def _judge(self, addresses: list[str], *, bulk: bool) -> list[str]:
+        now = time.monotonic()
+        self.calls += 1
+        self.first, self.last = self.first or now, now
+        self.asked.add(now, len(addresses))
+        if bulk:
+            self.bulk_calls += 1
+            if self.bulk.at(now) >= self.conduct.bulk_calls:
+                self.refused_calls += 1
+                return [""] * len(addresses)
+            self.bulk.add(now, 1)
+        left = self.conduct.quota - self.copies.total()
+        free = self.conduct.rate - self.accepted.at(now)
+        if min(left, free) < len(addresses) and (self.conduct.whole_calls or not bulk):
+            self.refused_calls += 1
+            return ["" if left >= len(addresses) else "quota"] * len(addresses)
+        number = int(max(0, min(left, free, len(addresses))))
+        self.accepted.add(now, number)
+        rest = "ACCOUNT_DAILY_QUOTA_EXCEEDED" if left < free else "ACCOUNT_THROTTLED"
+        return ["SUCCESS"] * number + [rest] * (len(addresses) - number)
+
+    def _reply(self, statuses: list[str], *, bulk: bool) -> bytes:
+        if statuses[0] == "":
+            return _http(429, {"message": "Maximum sending rate exceeded."}, error="TooManyRequestsException")
+        if statuses[0] == "quota":
+            return _http(400, {"message": "Daily message quota exceeded."}, error="LimitExceededException")
+        if not bulk:
+            return _http(200, {"MessageId": f"0100-{self.calls}"})
+        results = [
+            {"Status": status, "MessageId": f"0100-{self.calls}-{number}"}
+            if status == "SUCCESS"
+            else {"Status": status, "Error": "Refused."}
+            for number, status in enumerate(statuses)
+        ]
+        return _http(200, {"BulkEmailEntryResults": results})
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the process."""
+
+    def __init__(self, process: list[Counts]) -> None:
+        self.process = process
+        self.received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        while (end := self.received.find(b"\r\n\r\n") + 4) > 3:
+            head = self.received[:end]
+            at = head.lower().find(b"content-length:")
+            length = int(head[at + 15 : head.find(b"\r", at)]) if at >= 0 else 0
+            if len(self.received) < end + length:
+                return
+            body, self.received = self.received[end : end + length], self.received[end + length :]
+            self._answer(head.split(b" ", 2)[1], body)
+
+    def _answer(self, path: bytes, body: bytes) -> None:
+        counts = self.process[0]
+        if path.startswith(b"/control"):
+            self.transport.write(_http(200, self._control(path, body)))
+            return
+        reply, lost = counts.answer(path, body)
+        counts.in_flight += 1
+        counts.most_in_flight = max(counts.most_in_flight, counts.in_flight)
+        finish = self._lose if lost else self.transport.write
+        loop = asyncio.get_running_loop()
+        if counts.conduct.latency:
+            loop.call_later(counts.conduct.latency, self._end, counts, finish, reply)
+        else:
+            self._end(counts, finish, reply)
+
+    def _end(self, counts: Counts, finish: Any, reply: bytes) -> None:
+        counts.in_flight -= 1
+        if not self.transport.is_closing():
+            finish(reply)
+
+    def _lose(self, _: bytes) -> None:
+        kind = self.process[0].random.choice(self.process[0].conduct.lost_kinds.split(","))
+        if kind == "drop":
+            self.transport.close()
+        elif kind == "500":
+            self.transport.write(_http(500, {"message": "Internal failure"}, error="InternalFailure"))
+
+    def _control(self, path: bytes, body: bytes) -> dict[str, Any]:
+        counts = self.process[0]
+        if body:
+            conduct = Conduct(**{**asdict(counts.conduct), **json.loads(body)})
+            if path == b"/control/reset":
+                counts = self.process[0] = Counts(conduct)
+            counts.conduct = conduct
+        if path == b"/control/copies":
+            return {"copies": counts.copies, "unanswered": counts.unanswered}
+        return counts.report()
+
+
+@dataclass
+class SpawnedFake:
+    """A fake in a process of its own."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def read(self) -> dict[str, Any]:
+        """Return what was counted."""
+        return dict(self._control(""))
+
+    def copies(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how many messages each address was sent, and how many of them in calls without an answer."""
+        answer = self._control("/copies")
+        return answer["copies"], answer["unanswered"]
+
+    def change(self, **conduct: Any) -> None:
+        """Behave differently from now on."""
+        self._control("", conduct)
+
+    def reset(self, **conduct: Any) -> None:
+        """Begin to count anew, with the conduct of a new process changed as told."""
+        self._control("/reset", asdict(Conduct(**conduct)))
+
+    def _control(self, path: str, conduct: dict[str, Any] | None = None) -> Any:
+        body = None if conduct is None else json.dumps(conduct).encode()
+        with urllib.request.urlopen(f"{self.url}/control{path}", data=body, timeout=30) as answer:
+            return json.load(answer)
+
+
+@contextmanager
+def spawned(**conduct: Any) -> Iterator[SpawnedFake]:
+    """Serve in a process of its own until the block ends."""
+    command = [sys.executable, "-m", "tests.ses_fake"]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        fake = SpawnedFake(int(process.stdout.readline()))
+        fake.reset(**conduct)
+        try:
+            yield fake
+        finally:
+            process.communicate()
+
+
+async def _serve(port: int, conduct: Conduct) -> None:
+    """Serve until standard input ends, having printed the port."""
+    loop = asyncio.get_running_loop()
+    process = [Counts(conduct)]
+    server = await loop.create_server(lambda: Connection(process), "127.0.0.1", port)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    for option in fields(Conduct):
+        kind = {"float": float, "int": int, "bool": bool, "str": str}[str(option.type)]
+        parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
+    chosen = vars(parser.parse_args())
+    asyncio.run(_serve(chosen.pop("port"), Conduct(**chosen)))

@@ -20,7 +20,13 @@ DECISIONS = {
     "POST /api/registration": "public",
     "GET /api/registration/unique": "public",
     "POST /api/registration/broadcast": "secret pin",
+    "GET /api/registration/broadcast": "secret pin",
     "GET /api/registration/broadcast/<>": "secret pin",
+    "GET /api/registration/broadcast/<>/deliveries": "secret pin",
+    "POST /api/registration/broadcast/<>/pause": "secret pin",
+    "POST /api/registration/broadcast/<>/resume": "secret pin",
+    "POST /api/registration/broadcast/<>/cancel": "secret pin",
+    "POST /api/registration/broadcast/<>/retry": "secret pin",
     "GET /health": "public",
     "GET /ready": "public",
 }

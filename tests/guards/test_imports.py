@@ -18,19 +18,26 @@ LEVELS = {
     "registration.db": 1,
     "registration.mailers": 2,
     "registration.models": 2,
-    "registration.broadcasts": 3,
+    "registration.ledger": 3,
     "registration.pacing": 3,
-    "registration.registrations": 3,
-    "registration.sender": 4,
-    "registration.web": 4,
-    "config": 5,
-    "logger": 5,
-    "registration": 6,
-    "application": 7,
+    "registration.pins": 3,
+    "registration.registrations": 4,
+    "registration.broadcasts": 4,
+    "registration.trials": 4,
+    "registration.figures": 5,
+    "registration.terminal": 5,
+    "registration.sender": 6,
+    "registration.cli": 6,
+    "registration.tasks": 7,
+    "registration.web": 6,
+    "config": 8,
+    "logger": 8,
+    "registration": 9,
+    "application": 10,
 }
 """A module imports only from lower levels, or inside its own package. Settings and logging are set up at the top."""
 LEAVES = {f"registration.{name}" for name in ("errors", "addresses", "messages", "versions", "mailers")}
-EDGE = {"registration", "registration.web", "registration.db", "logger", "application"}
+EDGE = {"registration", "registration.web", "registration.cli", "registration.db", "logger", "application"}
 WEB = {"flask", "flask_sqlalchemy", "flask_migrate", "werkzeug"}
 AWS = {"boto3", "botocore", "mypy_boto3_sesv2"}
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -21,6 +22,7 @@ from registration import ROOT, create_sender
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```sh\n(curl .*?)\n```\n```json\n(.*?)\n```", README, re.DOTALL)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 @pytest.fixture
@@ -51,9 +53,15 @@ def test_the_examples_answer_what_readme_says(server_url: str) -> None:
         assert without_ids(json.loads(output)) == without_ids(json.loads(expected)), command
 
 
-def without_ids(answer: dict[str, object]) -> dict[str, object]:
-    """Return an answer with every product id replaced by a word."""
-    return {name: "a uuid" if UUID.fullmatch(str(value)) else value for name, value in answer.items()}
+def without_ids(answer: Any) -> Any:
+    """Return an answer with every product id and every time replaced by a word."""
+    if isinstance(answer, dict):
+        return {name: without_ids(value) for name, value in answer.items()}
+    if isinstance(answer, list):
+        return [without_ids(value) for value in answer]
+    if UUID.fullmatch(str(answer)):
+        return "a uuid"
+    return "a time" if TIME.fullmatch(str(answer)) else answer
 
 
 def test_every_make_target_that_readme_names_exists() -> None:

@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 from registration import ROOT
 
 LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[0-9][0-9A-Za-z.]*)(?: +# (?P<reason>\S.*))?")
+OPTIONAL = {"celery"}
+"""What is imported only where requirements-celery.txt is installed."""
 OURS = {"application", "config", "logger", "registration"}
 
 
@@ -71,7 +73,7 @@ def test_everything_that_is_imported_is_pinned() -> None:
     files = [ROOT / "application.py", ROOT / "config.py", *(ROOT / "logger").rglob("*.py")]
     files += (ROOT / "registration").rglob("*.py")
     imported = {name.partition(".")[0] for file in files for name in absolute_imports(file.read_text())}
-    foreign = imported - OURS - sys.stdlib_module_names - {"mypy_boto3_sesv2"}
+    foreign = imported - OURS - sys.stdlib_module_names - {"mypy_boto3_sesv2"} - OPTIONAL
     providers = packages_distributions()
 
     assert {canonicalize_name(providers[name][0]) for name in foreign} <= PINNED.keys()

@@ -1,0 +1,117 @@
+"""`python application.py --sender` for the crash tests: the same process, prepared to die at a chosen point.
+
+Run as a module it imports everything, prints a line, and waits for one line of JSON on standard input, `Orders`.
+Only then does the sender start, so that a test can have the next process ready before it kills the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import urllib3.connection
+
+import logger
+import registration
+from registration import ledger, pacing
+from registration.mailers import ses
+
+POINTS = ("claimed", "committed", "called", "replied", "settled")
+"""Where it can die: in the transaction of a claim before its commit; after that, before the call; with the call made
+and no reply read; with the reply read and nothing written; in the transaction that writes it, before its commit."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """How to run. `name` begins the name of every lease; `die` is a point and which passing of it, such as called:3."""
+
+    name: str = ""
+    die: str = ""
+    rate: float = 0.0
+    lease: float = 0.0
+    batch_seconds: float = 0.0
+    read_seconds: float = 0.0
+
+
+class Points:
+    """What kills the process when a point is passed for the time that it is told."""
+
+    def __init__(self, die: str) -> None:
+        self.name, _, passing = die.partition(":")
+        self.left = int(passing or 0)
+        self.lock = threading.Lock()
+
+    def at(self, name: str) -> None:
+        with self.lock:
+            self.left -= name == self.name
+            if name == self.name and self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(orders: Orders) -> None:
+    """Prepare what the orders say and run the sender."""
+    if orders.lease:
+        ledger.LEASE = timedelta(seconds=orders.lease)
+    if orders.batch_seconds:
+        pacing.BATCH_SECONDS = orders.batch_seconds
+    if orders.read_seconds:
+        ses.READ_SECONDS = orders.read_seconds
+    os.environ["SENDING_RATE"] = str(orders.rate)
+    _watch(orders)
+    sys.argv = ["application.py", "--sender"]
+    runpy.run_path("application.py", run_name="__main__")
+
+
+def _watch(orders: Orders) -> None:
+    """Name the leases, and pass each point on the way of a batch."""
+    at = Points(orders.die).at
+    here = threading.local()
+
+    def claim(*arguments: Any, lease: str, **named: Any) -> Any:
+        batch = original_claim(*arguments, lease=(orders.name + lease)[:32], **named)
+        if batch is not None:
+            at("claimed")
+        return batch
+
+    def send(*arguments: Any) -> Any:
+        at("committed")
+        here.sending = True
+        outcomes = original_send(*arguments)
+        here.sending = False
+        at("replied")
+        return outcomes
+
+    def getresponse(connection: urllib3.connection.HTTPConnection) -> Any:
+        if getattr(here, "sending", False):
+            at("called")
+        return original_getresponse(connection)
+
+    def settle(*arguments: Any) -> None:
+        original_settle(*arguments)
+        at("settled")
+
+    original_claim, original_settle = ledger.claim, ledger.settle
+    original_send: Callable[..., Any] = ses.SesMailer.send
+    original_getresponse = urllib3.connection.HTTPConnection.getresponse
+    for owner, name, replacement in (
+        (ledger, "claim", claim),
+        (ledger, "settle", settle),
+        (ses.SesMailer, "send", send),
+        (urllib3.connection.HTTPConnection, "getresponse", getresponse),
+    ):
+        setattr(owner, name, replacement)
+
+
+if __name__ == "__main__":
+    assert registration, logger
+    print("ready", flush=True)
+    if line := sys.stdin.readline():
+        main(Orders(**json.loads(line)))
