@@ -52,7 +52,8 @@ def _send(application: Flask) -> int:
     thread = threading.Thread(target=sender.run, name="sender")
     _on_termination(sender.stop)
     thread.start()
-    thread.join()
+    while thread.is_alive():  # a join without end can sleep through a signal that came just before it, or to a thread
+        thread.join(0.5)
     return 0
 
 

@@ -27,6 +27,8 @@ from .models import BroadcastStatus
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
+BUSY_LOOK_SECONDS = 0.25
+"""Between two looks while there is work; claiming sees a pause by itself."""
 TROUBLE_SECONDS = 1.0
 SETTLE_SECONDS = 8.0
 """How long settled outcomes are kept in hand while the database is in trouble."""
@@ -145,7 +147,7 @@ class Sender:
 
     def _look_and_claim(self) -> bool:
         """Look now and then, and keep calls waiting for the threads; return whether there is more to do at once."""
-        tended = self._is_due("look", LOOK_SECONDS) and self.look()
+        tended = self._is_due("look", BUSY_LOOK_SECONDS if self._work else LOOK_SECONDS) and self.look()
         if tended:
             self._next["look"] = self._claim_at = 0.0
         if self._calls.qsize() >= self._calls_in_flight() + self._calls_ahead() or time.monotonic() < self._claim_at:
