@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from click import ClickException, get_current_context
 from flask import Flask
@@ -19,7 +19,9 @@ from flask_migrate import upgrade
 from werkzeug.serving import make_server
 
 import config
-from registration import ROOT, create_application, create_sender
+from registration import ROOT, create_application, create_event_queue, create_sender
+from registration.event_queue import EventQueue
+from registration.sender import Sender
 
 HOST = "127.0.0.1"
 WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
@@ -44,16 +46,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _send(application: Flask) -> int:
-    """Send until a signal comes; the batch in hand is finished."""
+    """Send, and take the mail service's events, until a signal comes; the batches in hand are finished."""
     if "celery" in application.extensions:
         application.extensions["celery"].worker_main(WORKER)
         return 0
-    sender = create_sender(application)
-    thread = threading.Thread(target=sender.run, name="sender")
-    _on_termination(sender.stop)
-    thread.start()
-    while thread.is_alive():  # a join without end can sleep through a signal that came just before it, or to a thread
-        thread.join(0.5)
+    workers = _workers(application)
+    threads = _threads(workers)
+    _on_termination(lambda: [worker.stop() for worker in workers])
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():  # a join without end can sleep through a signal that came just before it
+            thread.join(0.5)
     return 0
 
 
@@ -67,20 +71,31 @@ def _serve(settings: config.Config) -> int:
     except (OSError, SystemExit):
         print(f"Port {settings.PORT} is taken. Choose another: PORT={settings.PORT + 1} make run", file=sys.stderr)
         return 1
-    sender = create_sender(application)
-    thread = threading.Thread(target=sender.run, name="sender")
-    if "celery" in application.extensions:
-        sender.stop()
+    workers = [] if "celery" in application.extensions else _workers(application)
+    threads = _threads(workers)
     _on_termination(lambda: threading.Thread(target=server.shutdown).start())
-    thread.start()
+    for thread in threads:
+        thread.start()
     _introduce(settings)
     server.serve_forever()
-    sender.stop()
-    thread.join()
+    for worker in workers:
+        worker.stop()
+    for thread in threads:
+        thread.join()
     return 0
 
 
-def _on_termination(stop: Callable[[], None]) -> None:
+def _workers(application: Flask) -> list[Sender | EventQueue]:
+    """Build what works beside the web: who sends, and who takes events if there is a queue of them."""
+    takes_events = application.config["FEEDBACK_QUEUE_URL"]
+    return [create_sender(application), *([create_event_queue(application)] if takes_events else [])]
+
+
+def _threads(workers: Sequence[Sender | EventQueue]) -> list[threading.Thread]:
+    return [threading.Thread(target=worker.run, name=type(worker).__name__) for worker in workers]
+
+
+def _on_termination(stop: Callable[[], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop())
 

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from email_validator import EmailNotValidError, validate_email
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 DEVELOPMENT_PIN = "development-pin"
+DEVELOPMENT_KEY = "development-key-that-everybody-can-read"
+SHORTEST_KEY = 32
 SHORTEST_PIN = 8
 WEB_THREADS = 8
 """Threads of one gunicorn worker, and therefore connections in each of its two pools."""
@@ -75,6 +78,22 @@ class Config:
         development=DEVELOPMENT_PIN,
         required="always",
     )
+    PUBLIC_URL: str = setting(
+        "",
+        "Where people reach the service, such as `https://reg.example.org`; links in mails begin with it.",
+        development="http://127.0.0.1:5000",
+        required="always",
+    )
+    TOKEN_KEYS: str = setting(
+        "",
+        f"What signs the links in mails: keys of at least {SHORTEST_KEY} characters, the newest last, with commas.",
+        development=DEVELOPMENT_KEY,
+        required="always",
+    )
+    CONFIRM_REGISTRATIONS: bool = setting(
+        default=False,
+        meaning="Whether a new registration gets broadcasts only after a click in a confirmation mail.",
+    )
     MAILER: str = setting(
         "ses",
         "How mail leaves: `ses` (Amazon SES) or `outbox` (one .eml file per recipient, nothing is sent).",
@@ -90,7 +109,23 @@ class Config:
         required="with MAILER=ses",
         development="registration@localhost.localdomain",
     )
+    SES_SENDER_NAME: str = setting("OpenEMR", "The name beside the From address; up to 60 characters.")
+    SES_REPLY_TO: str = setting("", "Where answers to a mail go; empty for the From address.")
+    POSTAL_ADDRESS: str = setting(
+        "", "Postal address of the non-profit, at the end of every mail; the law of many countries asks for one."
+    )
     SES_CONFIGURATION_SET: str = setting("", "SES configuration set of every mail; empty for none.")
+    FEEDBACK_QUEUE_URL: str = setting(
+        "",
+        "URL of the Amazon SQS queue in SES_REGION from which bounces, complaints and deliveries are taken; "
+        "empty to take none.",
+    )
+    CIRCUIT_BREAKER_SAMPLE: int = setting(
+        500,
+        "Accepted messages from which on a broadcast pauses by itself at 4 % of hard bounces or 0.08 % of complaints, "
+        "five at least; 0 for never.",
+        minimum=0,
+    )
     AWS_ACCESS_ID: str = setting("", "AWS access key; empty for boto3's own chain, such as an instance profile.")
     AWS_SECRET_KEY: str = setting("", "AWS secret key; set together with AWS_ACCESS_ID.")
     SENDING_RATE: float = setting(
@@ -115,6 +150,36 @@ class Config:
         "Days after which a registration's IP address is forgotten; 0 to forget it within the hour.",
         minimum=0,
         maximum=36500,
+    )
+    INSTALLATION_MAX_AGE_DAYS: int = setting(
+        0,
+        "Days after which an installation that was not seen again no longer tells a version; 0 for never.",
+        minimum=0,
+        maximum=36500,
+    )
+    REGISTRATIONS_PER_NETWORK: int = setting(
+        30,
+        "Registrations a minute that one web process takes from one network (IPv4 /24, IPv6 /56); 0 for no limit.",
+        minimum=0,
+    )
+    REGISTRATIONS_PER_MINUTE: int = setting(
+        600, "Registrations a minute that one web process takes altogether; 0 for no limit.", minimum=0
+    )
+    RATE_LIMIT_STORAGE: str = setting(
+        "",
+        "Redis in which all processes count registrations together, such as `redis://host:6379/1`; "
+        "empty to count in each process.",
+    )
+    ALLOW_RESERVED_DOMAINS: bool = setting(
+        default=False,
+        meaning="Whether addresses at `example.org` and other domains reserved for examples and tests are taken.",
+        development=True,
+    )
+    ALLOW_DISPOSABLE_DOMAINS: bool = setting(
+        default=False, meaning="Whether addresses at services of throw-away mailboxes are taken."
+    )
+    CHECK_MX: bool = setting(
+        default=False, meaning="Whether to ask the DNS if an address's domain takes mail; no answer refuses nobody."
     )
     TRUSTED_PROXIES: int = setting(
         0,
@@ -150,6 +215,8 @@ def read(environment: Mapping[str, str] | None = None, *, development: bool | No
             text = environment.get(declared.name, "").strip()
             default = declared.metadata["development"] if development else declared.default
             values[declared.name] = _read_one(declared, text, default, problems)
+    if development and not environment.get("PUBLIC_URL", "").strip():
+        values["PUBLIC_URL"] = f"http://127.0.0.1:{values['PORT']}"
     config = Config(**values)
     problems += _contradictions(config)
     if problems:
@@ -171,8 +238,11 @@ def _read_one(declared: Any, text: str, default: Any, problems: list[str]) -> An
         problems.append(f"{declared.name} must be one of: {', '.join(choices)}.")
     if declared.name == "DB_CONN_STR":
         return _database_url(text, problems)
-    if declared.name == "SES_SENDER" and not _is_address(text):
-        problems.append("SES_SENDER must be an e-mail address.")
+    if declared.name in {"SES_SENDER", "SES_REPLY_TO"} and not _is_address(text):
+        problems.append(f"{declared.name} must be an e-mail address.")
+    longest = {"SES_SENDER_NAME": 60, "POSTAL_ADDRESS": 300}.get(declared.name)
+    if longest and (len(text) > longest or not text.isprintable()):
+        problems.append(f"{declared.name} must be one printable line of up to {longest} characters.")
     return value
 
 
@@ -221,9 +291,17 @@ def _database_url(text: str, problems: list[str]) -> str:
 
 def _contradictions(config: Config) -> list[str]:
     """Say what is missing or unsafe in settings that are well formed one by one."""
-    problems = _missing(config) + ([] if config.DEVELOPMENT else _weaknesses_of_pin(config.SECRET_PIN))
+    problems = _missing(config) + ([] if config.DEVELOPMENT else _weaknesses(config))
     if config.ENGINE == "celery" and find_spec("celery") is None:
         problems.append("ENGINE=celery needs more packages: pip install -r requirements-celery.txt")
+    if config.RATE_LIMIT_STORAGE and not config.RATE_LIMIT_STORAGE.startswith(("redis://", "rediss://")):
+        problems.append("RATE_LIMIT_STORAGE must begin with redis:// or rediss://.")
+    elif config.RATE_LIMIT_STORAGE and find_spec("redis") is None:
+        problems.append("RATE_LIMIT_STORAGE needs the package redis: pip install -r requirements-celery.txt")
+    if config.FEEDBACK_QUEUE_URL and not config.FEEDBACK_QUEUE_URL.startswith(("https://", "http://")):
+        problems.append("FEEDBACK_QUEUE_URL must be the URL of a queue, beginning with https://.")
+    if config.FEEDBACK_QUEUE_URL and not config.SES_REGION:
+        problems.append("FEEDBACK_QUEUE_URL needs SES_REGION, the region that the queue is in.")
     if bool(config.AWS_ACCESS_ID) != bool(config.AWS_SECRET_KEY):
         problems.append("AWS_ACCESS_ID and AWS_SECRET_KEY go together: set both or neither.")
     return problems
@@ -236,6 +314,18 @@ def _missing(config: Config) -> list[str]:
         for declared in fields(Config)
         if declared.metadata["required"] in needed and not getattr(config, declared.name)
     ]
+
+
+def _weaknesses(config: Config) -> list[str]:
+    problems = _weaknesses_of_pin(config.SECRET_PIN)
+    if config.PUBLIC_URL and not (config.PUBLIC_URL.startswith("https://") and urlsplit(config.PUBLIC_URL).hostname):
+        problems.append("PUBLIC_URL must begin with https:// and name a host.")
+    keys = [key.strip() for key in config.TOKEN_KEYS.split(",")]
+    if DEVELOPMENT_KEY in keys:
+        problems.append("TOKEN_KEYS holds the development key, which everybody can read. Choose another.")
+    if config.TOKEN_KEYS and min(map(len, keys)) < SHORTEST_KEY:
+        problems.append(f"TOKEN_KEYS must hold keys of at least {SHORTEST_KEY} characters, with commas between them.")
+    return problems
 
 
 def _weaknesses_of_pin(pin: str) -> list[str]:

@@ -12,6 +12,7 @@ CREATE TABLE registration (
     status VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     ip_address VARCHAR(45) CHARACTER SET ascii COLLATE ascii_bin,
     created_at DATETIME(6) NOT NULL,
+    confirmation_sent_at DATETIME(6),
     PRIMARY KEY (id),
     CONSTRAINT uq_registration_product_id UNIQUE (product_id),
     CONSTRAINT uq_registration_email_key UNIQUE (email_key)
@@ -56,6 +57,11 @@ CREATE TABLE broadcast (
     resume_at DATETIME(6),
     finished_at DATETIME(6),
     urgent BOOL NOT NULL,
+    html MEDIUMTEXT,
+    versions VARCHAR(200),
+    include_unknown BOOL NOT NULL,
+    seen_since DATETIME(6),
+    circuit_broken_at DATETIME(6),
     PRIMARY KEY (id),
     KEY ix_broadcast_status (status)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
@@ -72,11 +78,15 @@ CREATE TABLE delivery (
     message_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin,
     reason VARCHAR(255),
     settled_at DATETIME(6),
+    feedback VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin,
+    feedback_at DATETIME(6),
     PRIMARY KEY (id),
     CONSTRAINT uq_delivery_broadcast_id_registration_id UNIQUE (broadcast_id, registration_id),
     CONSTRAINT fk_delivery_broadcast_id FOREIGN KEY (broadcast_id) REFERENCES broadcast (id),
     CONSTRAINT fk_delivery_registration_id FOREIGN KEY (registration_id) REFERENCES registration (id),
-    KEY ix_delivery_broadcast_id_status_id (broadcast_id, status, id)
+    KEY ix_delivery_broadcast_id_status_id (broadcast_id, status, id),
+    KEY ix_delivery_broadcast_id_feedback (broadcast_id, feedback),
+    KEY ix_delivery_message_id (message_id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- What a broadcast was asked for with: its idempotency key, or the fingerprint of what it says.
@@ -96,6 +106,49 @@ CREATE TABLE wrong_pin (
     created_at DATETIME(6) NOT NULL,
     PRIMARY KEY (id),
     KEY ix_wrong_pin_created_at (created_at)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- Broadcasts that bounced for the moment, one after another, at a recipient; a delivery deletes them.
+CREATE TABLE soft_bounce (
+    registration_id BIGINT NOT NULL,
+    broadcast_id BIGINT NOT NULL,
+    PRIMARY KEY (registration_id, broadcast_id)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- Keyed hashes of the addresses that were erased, so that no import brings them back.
+CREATE TABLE erasure (
+    key_hash VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    erased_at DATETIME(6) NOT NULL,
+    PRIMARY KEY (key_hash)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- Confirmation mails that wait to be sent.
+CREATE TABLE confirmation_request (
+    registration_id BIGINT NOT NULL,
+    due_at DATETIME(6) NOT NULL,
+    PRIMARY KEY (registration_id),
+    INDEX ix_confirmation_request_due_at (due_at)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- When a mailbox last got a confirmation mail, whichever variation of its address was registered; kept for a day.
+CREATE TABLE confirmation_mail (
+    mailbox VARCHAR(254) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    sent_at DATETIME(6) NOT NULL,
+    PRIMARY KEY (mailbox),
+    INDEX ix_confirmation_mail_sent_at (sent_at)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
+-- Events of the mail service; body is kept until the event has had its effect.
+CREATE TABLE feedback_event (
+    id BIGINT NOT NULL AUTO_INCREMENT,
+    event_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    status VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    body MEDIUMTEXT,
+    problem VARCHAR(255),
+    received_at DATETIME(6) NOT NULL,
+    PRIMARY KEY (id),
+    CONSTRAINT uq_feedback_event_event_id UNIQUE (event_id),
+    KEY ix_feedback_event_status_received_at (status, received_at)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- The account's pace, and what the mail service said of the account; one row. Times are seconds since 1970.
@@ -119,4 +172,4 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
-INSERT INTO alembic_version (version_num) VALUES ('0002');
+INSERT INTO alembic_version (version_num) VALUES ('0003');

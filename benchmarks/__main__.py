@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 from tests import mariadb
 
-from . import count, engine, pace, registrations
+from . import count, engine, feedback, pace, registrations, versions
 
 BENCHMARKS: dict[str, Callable[[mariadb.Server], object]] = {
     "registrations": registrations.run,
     "count": count.run,
     "engine": engine.run,
     "pace": pace.run,
+    "versions": versions.run,
+    "feedback": feedback.run,
 }
 
 

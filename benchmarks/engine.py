@@ -27,7 +27,7 @@ from registration.db import engine_options
 from registration.mailers.ses import SesMailer, make_client
 from registration.models import DeliveryStatus
 from registration.sender import Sender
-from tests import mariadb
+from tests import factories, mariadb
 
 from . import report
 
@@ -127,7 +127,7 @@ def send_plainly(url: str, number: int) -> None:
 def send_with_engine(url: str, sessions: sessionmaker[Session]) -> None:
     """Send a broadcast to everybody, from its start to its end."""
     os.environ["AWS_ENDPOINT_URL_SESV2"] = url
-    sender = Sender(sessions, SesMailer(make_client("us-east-1", "test", "test"), SENDER))
+    sender = Sender(sessions, SesMailer(make_client("us-east-1", "test", "test"), factories.letterhead()))
     with sessions.begin() as session:
         broadcast_id = broadcasts.start(session, MESSAGE, datetime.now(UTC), idempotency_key=uuid.uuid4().hex)
     with sender_thread(sender):

@@ -118,7 +118,7 @@ def main() -> None:
         "per_second": len(latencies) / float(seconds),
         "p50": percentiles[49] * 1000,
         "p99": percentiles[98] * 1000,
-        "own_cpu": time.process_time() / (WARM_UP_SECONDS + float(seconds)),
+        "own_processor": time.process_time() / (WARM_UP_SECONDS + float(seconds)),
     }
     print(json.dumps(seen))
 

@@ -17,12 +17,12 @@ def table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def at_least(goal: float, value: float, what: str) -> None:
     """Print whether a ratio is as large as its goal."""
-    _ratio(what, value, f"at least {goal:g}", is_met=value >= goal)
+    _ratio(what, value, f"at least {round(goal, 2):g}", is_met=value >= goal)
 
 
 def at_most(goal: float, value: float, what: str) -> None:
     """Print whether a ratio is as small as its goal."""
-    _ratio(what, value, f"at most {goal:g}", is_met=value <= goal)
+    _ratio(what, value, f"at most {round(goal, 2):g}", is_met=value <= goal)
 
 
 def _ratio(what: str, value: float, goal: str, *, is_met: bool) -> None:

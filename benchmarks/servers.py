@@ -51,6 +51,8 @@ def service(database_url: str) -> Iterator[int]:
             *AS_IN_PRODUCTION,
             DB_CONN_STR=database_url,
             SECRET_PIN="correct horse battery staple",
+            PUBLIC_URL="https://reg.example.org",
+            TOKEN_KEYS="a key of at least thirty-two characters",
             DEVELOPMENT="",
             MAILER="ses",
             SES_REGION="us-east-1",
@@ -58,6 +60,9 @@ def service(database_url: str) -> Iterator[int]:
             AWS_ACCESS_ID="test",
             AWS_SECRET_KEY="test",
             TRUSTED_PROXIES="1",
+            ALLOW_RESERVED_DOMAINS="true",
+            REGISTRATIONS_PER_NETWORK="1000000000",  # counted, never reached
+            REGISTRATIONS_PER_MINUTE="1000000000",
             LOG_FILE=str(Path(folder, "log")),
         ) as port,
     ):

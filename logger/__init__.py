@@ -54,7 +54,7 @@ def _add_request_id(record: logging.LogRecord) -> bool:
 
 
 class _Json(JsonFormatter):
-    """One JSON object a line."""
+    """One JSON object a line, made once for all handlers."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -65,7 +65,10 @@ class _Json(JsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without addresses."""
-        return blot_out(super().format(record))
+        line: str | None = vars(record).get("json_line")
+        if line is None:
+            line = vars(record)["json_line"] = blot_out(super().format(record))
+        return line
 
 
 class _Readable(logging.Formatter):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from alembic.script import ScriptDirectory
 from flask import Flask
@@ -22,13 +22,19 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import logger
 from config import WEB_THREADS, Config
 
-from . import cli
+from . import cli, event_queue, registrations_cli
 from .db import AUTOCOMMIT, db, engine_options, fail_fast
+from .domains import Domains, MailServers
+from .event_queue import RECEIVERS, EventQueue
+from .limits import Limits
 from .mailers import Mailer
+from .mailers.letters import Letterhead
 from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
+from .registrations import Registrar
 from .sender import MOST_IN_FLIGHT, Sender
-from .web import api, control, deliveries, errors, health, request_log
+from .tokens import Tokens
+from .web import api, control, deliveries, errors, headers, health, installations, optout, request_log
 
 LARGEST_BODY = 512 * 1024
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -53,21 +59,36 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     )
     if (file := make_url(config.DB_CONN_STR).database) and config.DB_CONN_STR.startswith("sqlite"):
         (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
+    application.extensions["tokens"] = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
     db.init_app(application)
-    if not config.DB_CONN_STR.startswith("sqlite"):
-        with application.app_context():
+    with application.app_context():
+        application.extensions["registrar"] = Registrar(db.engines[AUTOCOMMIT], confirm=config.CONFIRM_REGISTRATIONS)
+        if not config.DB_CONN_STR.startswith("sqlite"):
             for engine in db.engines.values():
                 fail_fast(engine)
     Migrate(application, db, directory=str(MIGRATIONS))
     application.extensions["schema_heads"] = ScriptDirectory(str(MIGRATIONS)).get_heads()
     request_log.init_app(application)
+    headers.init_app(application)
     errors.init_app(application)
-    for module in (api, control, deliveries, health):
+    optout.init_app(application)
+    for module in (api, control, deliveries, health, installations, optout):
         application.register_blueprint(module.bp)
     application.cli.add_command(cli.broadcast)
+    application.cli.add_command(registrations_cli.registrations_group)
+    application.extensions["limits"] = Limits(
+        per_network=config.REGISTRATIONS_PER_NETWORK,
+        altogether=config.REGISTRATIONS_PER_MINUTE,
+        storage=config.RATE_LIMIT_STORAGE,
+    )
+    application.extensions["domains"] = Domains(
+        allow_reserved=config.ALLOW_RESERVED_DOMAINS,
+        allow_disposable=config.ALLOW_DISPOSABLE_DOMAINS,
+        mail_servers=MailServers() if config.CHECK_MX else None,
+    )
     application.extensions["wake"] = _prepare_engine(application)
     application.extensions["sender_engine"] = cache(lambda: _create_sender_engine(application))
-    application.extensions["mailer"] = cache(lambda: _create_mailer(application.config))
+    application.extensions["mailer"] = cache(lambda: _create_mailer(application))
     if config.TRUSTED_PROXIES:
         application.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             application.wsgi_app, x_for=config.TRUSTED_PROXIES
@@ -80,12 +101,14 @@ def _prepare_engine(application: Flask) -> Callable[[], None]:
     settings = application.config
     if settings["ENGINE"] != "celery":
         return lambda: None
-    from . import tasks  # noqa: PLC0415  its packages are optional
+    from . import event_tasks, tasks  # noqa: PLC0415  their packages are optional
 
     celery = tasks.create_celery(
         settings["CELERY_BROKER_URL"], settings["SES_REGION"], lambda: create_sender(application)
     )
     application.extensions["celery"] = celery
+    if settings["FEEDBACK_QUEUE_URL"]:
+        event_tasks.add_to(celery, lambda: create_event_queue(application))
     # Not in the caller's thread: a request does not wait for a queue that is away.
     return lambda: threading.Thread(target=tasks.wake, args=(celery,), name="wake").start()
 
@@ -98,6 +121,18 @@ def create_sender(application: Flask) -> Sender:
         mailer=application.extensions["mailer"](),
         rate_limit=settings["SENDING_RATE"] or math.inf,
         ip_retention=timedelta(days=settings["IP_RETENTION_DAYS"]),
+        confirmation_url=application.extensions["tokens"].confirmation_url,
+    )
+
+
+def create_event_queue(application: Flask) -> EventQueue:
+    """Build what takes the mail service's events, to be run only where FEEDBACK_QUEUE_URL is set."""
+    settings = application.config
+    return EventQueue(
+        sessions=sessionmaker(application.extensions["sender_engine"]()),
+        client=event_queue.make_client(settings["SES_REGION"], settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"]),
+        url=settings["FEEDBACK_QUEUE_URL"],
+        sample=settings["CIRCUIT_BREAKER_SAMPLE"],
     )
 
 
@@ -105,11 +140,20 @@ def _create_sender_engine(application: Flask) -> Engine:
     """Build an engine with a connection for each of a sender's threads, without the web's round trips of caution."""
     with application.app_context():
         url = db.engine.url.render_as_string(hide_password=False)
-    return create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2, careful=False))
+    return create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, careful=False))
 
 
-def _create_mailer(settings: Mapping[str, Any]) -> Mailer:
+def _create_mailer(application: Flask) -> Mailer:
+    settings = application.config
+    letterhead = Letterhead(
+        sender=settings["SES_SENDER"],
+        public_url=settings["PUBLIC_URL"],
+        opt_out_url=application.extensions["tokens"].opt_out_url,
+        sender_name=settings["SES_SENDER_NAME"],
+        reply_to=settings["SES_REPLY_TO"],
+        postal_address=settings["POSTAL_ADDRESS"],
+    )
     if settings["MAILER"] == "outbox":
-        return OutboxMailer(ROOT / settings["OUTBOX_DIRECTORY"], settings["SES_SENDER"])
+        return OutboxMailer(ROOT / settings["OUTBOX_DIRECTORY"], letterhead)
     client = make_client(settings["SES_REGION"], settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"])
-    return SesMailer(client, settings["SES_SENDER"], settings["SES_CONFIGURATION_SET"])
+    return SesMailer(client, letterhead, settings["SES_CONFIGURATION_SET"])

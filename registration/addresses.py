@@ -8,6 +8,9 @@ from email_validator import EmailNotValidError, validate_email
 
 from .errors import InvalidEmailException
 
+_DOTS_IGNORED = {"gmail.com": "gmail.com", "googlemail.com": "gmail.com"}
+"""Domains at which a dot in the local part makes no other mailbox, and their one name:
+https://support.google.com/mail/answer/7436150"""
 LONGEST_ADDRESS = 254
 """Characters of an address that fits an SMTP path (RFC 5321 section 4.5.3.1.3, erratum 1690)."""
 
@@ -38,3 +41,16 @@ def normalise(text: str) -> Address:
         raise InvalidEmailException(f"The e-mail address is not valid: {error}") from error
     stored = text if text.isascii() else f"{validated.local_part}@{validated.ascii_domain}"
     return Address(stored=stored, key=stored.lower())
+
+
+def mailbox(address: Address) -> str:
+    """Return where the mail to an address very likely ends up: the same for variations of one person's address.
+
+    Without the tag after a plus sign, and at Gmail without dots. Two such addresses stay two registrations, because
+    nobody but their mail server knows; what may be sent unasked is counted by mailbox.
+    """
+    local, _, domain = address.key.rpartition("@")
+    local = local.partition("+")[0] or local
+    if domain in _DOTS_IGNORED:
+        local, domain = local.replace(".", ""), _DOTS_IGNORED[domain]
+    return f"{local}@{domain}"

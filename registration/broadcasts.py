@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from . import ledger, pacing
 from .db import rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
+from .ledger import EVERYBODY, Audience
 from .messages import Message
-from .models import Broadcast, BroadcastRequest, BroadcastStatus, Registration
+from .models import Broadcast, BroadcastRequest, BroadcastStatus, DeliveryStatus, Registration, RegistrationStatus
 
 HOLD = timedelta(seconds=60)
 """How long a broadcast that the mail service held up rests before it tries again."""
@@ -29,6 +31,7 @@ _LONGEST_FORECAST = 10 * 365 * 86_400.0
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
 _S = BroadcastStatus
+_ACTIVE = RegistrationStatus.ACTIVE
 MOVES: Mapping[BroadcastStatus, frozenset[BroadcastStatus]] = {
     _S.SENDING: frozenset({_S.PAUSED, _S.SENT, _S.CANCELLED}),
     _S.PAUSED: frozenset({_S.SENDING, _S.PAUSED}),
@@ -42,6 +45,7 @@ MOVES: Mapping[BroadcastStatus, frozenset[BroadcastStatus]] = {
 class Progress:
     """How far a broadcast has come.
 
+    `recipients` is what was promised at the start: who was lost before the ledger had them counts as `skipped`.
     `remaining` counts those that are queued, being sent or not yet in the ledger; `rate` is messages a second lately;
     `expected_end` is None unless it is sending.
     """
@@ -51,6 +55,7 @@ class Progress:
     status: BroadcastStatus
     reason: str | None
     urgent: bool
+    versions: str | None
     recipients: int
     sent: int
     failed: int
@@ -68,10 +73,18 @@ class Progress:
 class Forecast:
     """What a broadcast that started now would be.
 
-    `seconds` is what sending takes, other broadcasts aside; None while the mail service has not told its rate.
+    Those who may be written to are `in_range`, `outside` it, or of `unknown` version; without a range all are in it.
+    `suppressed` are those whose address bounced or who complained. `seconds` is what sending takes, with the daily
+    quota and without other broadcasts; None while the mail service has not told its rate.
     """
 
     recipients: int
+    in_range: int
+    unknown: int
+    outside: int
+    opted_out: int
+    suppressed: int
+    unconfirmed: int
     seconds: float | None
 
 
@@ -89,20 +102,23 @@ def start(
     message: Message,
     now: datetime,
     *,
+    whom: Audience = EVERYBODY,
     urgent: bool = False,
     idempotency_key: str | None = None,
     resend: bool = False,
 ) -> int:
-    """Start a broadcast to everybody who is registered now and return its id.
+    """Start a broadcast to everybody who is registered now, or to some versions, and return its id.
 
     Raises RepeatedBroadcastException, with the id of the first, for a request that repeats one of the last 24 hours:
-    with an idempotency key, one with the same key; without, any with the same message. `resend` sends it again, if
-    the last `resend` was not just before. The same key with another message raises IdempotencyKeyException
+    with an idempotency key, one with the same key; without, any with the same message to the same versions. `resend`
+    sends it again, if the last `resend` was not just before. The same key with another message or other versions
+    raises IdempotencyKeyException
     (draft-ietf-httpapi-idempotency-key-header). Of simultaneous requests one starts the broadcast, because only one
     can insert the name of the request.
     """
-    broadcast_id = _insert(session, message, now, urgent=urgent)
-    fingerprint = _digest("message", message.subject, message.text)
+    broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
+    own_html = [] if message.html is None else [message.html]
+    fingerprint = _digest("message", message.subject, message.text, *own_html, *_identity(whom))
     names: dict[str, timedelta | None] = {fingerprint: REPEAT}
     if idempotency_key is not None:
         names = {_digest("key", idempotency_key): REPEAT, fingerprint: None}
@@ -113,30 +129,49 @@ def start(
     return broadcast_id
 
 
-def forecast(session: Session, now: datetime, *, rate_limit: float = math.inf) -> Forecast:
+def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rate_limit: float = math.inf) -> Forecast:
     """Return what a broadcast that started now would be; `rate_limit` is the operator's own."""
-    _, _, recipients = _audience(session)
+    place = literal(1) if whom.versions is None else ledger.in_range(whom)
+    groups = select(Registration.status, place.label("place"), func.count()).group_by(Registration.status, "place")
+    found: Counter[Any] = Counter()
+    for after, up_to in ledger.windows(*_window(session)):
+        for status, placed, number in session.execute(groups.where(Registration.id > after, Registration.id <= up_to)):
+            found[placed if status == _ACTIVE else status] += number
+    recipients = found[1] + (found[None] if whom.include_unknown else 0)
     known = pacing.is_account_known(session)
-    return Forecast(recipients, _seconds_needed(session, recipients, now, rate_limit) if known else None)
+    return Forecast(
+        recipients=recipients,
+        in_range=found[1],
+        unknown=found[None],
+        outside=found[0],
+        opted_out=found[RegistrationStatus.OPTED_OUT],
+        suppressed=found[RegistrationStatus.BOUNCED] + found[RegistrationStatus.COMPLAINED],
+        unconfirmed=found[RegistrationStatus.UNCONFIRMED],
+        seconds=_seconds_needed(session, recipients, now, rate_limit) if known else None,
+    )
 
 
-def _audience(session: Session) -> tuple[int, int, int]:
-    """Return the window of ids, after and up to, of all who are registered now, and how many are active."""
+def _window(session: Session) -> tuple[int, int]:
+    """Return the window of ids, after and up to, of all who are registered now."""
     first, last = session.execute(select(func.min(Registration.id), func.max(Registration.id))).one()
-    begin, end = (first or 1) - 1, last or 0
-    return begin, end, session.execute(select(func.count()).where(ledger.audience(begin, end))).scalar_one()
+    return (first or 1) - 1, last or 0
 
 
-def _insert(session: Session, message: Message, now: datetime, *, urgent: bool) -> int:
-    begin, end, recipients = _audience(session)
+def _insert(session: Session, message: Message, now: datetime, *, whom: Audience, urgent: bool) -> int:
+    begin, end = _window(session)
+    recipients = ledger.count(session, whom, begin, end)
     broadcast = Broadcast(
         title=message.subject,
         contents=message.text,
+        html=message.html,
         status=_S.SENDING if recipients else _S.SENT,
         urgent=urgent,
         recipients=recipients,
         audience_end=end,
         filled_to=begin if recipients else end,
+        versions=whom.versions.text if whom.versions else None,
+        include_unknown=whom.include_unknown,
+        seen_since=whom.seen_since,
         created_at=now,
         finished_at=None if recipients else now,
     )
@@ -184,14 +219,21 @@ def underway(session: Session, now: datetime) -> list[Work]:
 
 def message_of(session: Session, broadcast_id: int) -> Message:
     """Return what a broadcast says; it never changes."""
-    columns = select(Broadcast.title, Broadcast.contents)
-    title, contents = session.execute(columns.where(Broadcast.id == broadcast_id)).one()
-    return Message(subject=title, text=contents)
+    columns = select(Broadcast.title, Broadcast.contents, Broadcast.html)
+    title, contents, html = session.execute(columns.where(Broadcast.id == broadcast_id)).one()
+    return Message(subject=title, text=contents, html=html)
 
 
 def hold(session: Session, broadcast_id: int, *, reason: str, now: datetime) -> None:
     """Let a broadcast that the mail service holds up rest for a while, and say why."""
     _move(session, broadcast_id, _S.PAUSED, Broadcast.status == _S.SENDING, reason=reason, resume_at=now + HOLD)
+
+
+def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetime) -> bool:
+    """Let a broadcast rest until somebody resumes it, and say why, unless somebody paused it; return whether it did."""
+    sending = or_(Broadcast.status == _S.SENDING, Broadcast.resume_at.is_not(None))
+    values = {"reason": reason, "resume_at": None, "circuit_broken_at": now}
+    return bool(_move(session, broadcast_id, _S.PAUSED, sending, **values))
 
 
 def pause(session: Session, broadcast_id: int) -> None:
@@ -269,8 +311,9 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
     if broadcast is None:
         raise UnknownBroadcastException
     counts = ledger.counts(session, broadcast_id)
-    filled = broadcast.filled_to >= broadcast.audience_end
-    recipients = sum(counts.values()) if filled else broadcast.recipients
+    recipients = max(broadcast.recipients, listed := sum(counts.values()))
+    if broadcast.filled_to >= broadcast.audience_end:
+        counts[DeliveryStatus.SKIPPED] += recipients - listed
     ended = {status: counts[status] for status in ledger.FINAL}
     remaining = recipients - sum(ended.values())
     return Progress(
@@ -279,6 +322,7 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         status=broadcast.status,
         reason=broadcast.reason,
         urgent=broadcast.urgent,
+        versions=broadcast.versions,
         recipients=recipients,
         remaining=remaining,
         rate=ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0,
@@ -318,6 +362,11 @@ def _move(
     """Change the status of a broadcast if it may come to it; return whether it did."""
     movable = [Broadcast.id == broadcast_id, Broadcast.status.in_(sorted(MOVES[status]))]
     return rows_matched(session, update(Broadcast).where(*movable, *conditions).values(status=status, **values))
+
+
+def _identity(whom: Audience) -> list[str]:
+    """Return what tells an audience from others; nothing for everybody. Two spellings of one range are the same."""
+    return [] if whom.versions is None else [repr(whom.versions.intervals), str(whom.include_unknown)]
 
 
 def _digest(*parts: str) -> str:

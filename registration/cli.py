@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -14,10 +14,11 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import broadcasts, figures, messages, pacing, terminal
-from .broadcasts import Progress
+from . import broadcasts, feedback, figures, ledger, messages, pacing, terminal
+from .broadcasts import Forecast, Progress
 from .db import db
 from .errors import RegistrationError, RepeatedBroadcastException
+from .ledger import Audience
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.2
@@ -32,7 +33,7 @@ _NOBODY = (
 )
 
 
-class _Group(AppGroup):
+class Group(AppGroup):
     """Commands whose errors are a sentence and an exit status, never a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
@@ -50,7 +51,7 @@ class _Group(AppGroup):
             ) from error
 
 
-broadcast = _Group("broadcast", help="Send a message to everybody who is registered, and look after it.")
+broadcast = Group("broadcast", help="Send a message to everybody who is registered, and look after it.")
 _id = click.argument("broadcast_id", metavar="ID", type=click.IntRange(1, 2**63 - 1), help="As `list` shows it.")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -60,20 +61,53 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--title", required=True, help="The subject: one line of up to 200 characters.")
 @click.option("--urgent", is_flag=True, help="Send it before the other broadcasts.")
 @click.option("--resend", is_flag=True, help="Send it although the same was sent in the last 24 hours.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="HTML in UTF-8 in place of what would be made of the text.",
+)
+@click.option("--versions", metavar="RANGE", help='Only to these versions, such as "<7.0.3.1" or ">=6.0.0,<7.0.2".')
+@click.option(
+    "--unknown",
+    type=click.Choice(ledger.UNKNOWN),
+    default="include",
+    show_default=True,
+    help="Whether it also goes to those whose version is unknown.",
+)
+@click.option("--dry-run", is_flag=True, help="Send nothing; tell who would get it.")
 @_yes
 @click.argument(
     "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-", help="A text in UTF-8."
 )
-def send(title: str, file: str, *, urgent: bool, resend: bool, yes: bool) -> None:
-    """Send the text in FILE, or standard input, to everybody, and show how it goes.
+def send(
+    title: str,
+    file: str,
+    *,
+    html_file: str | None,
+    urgent: bool,
+    resend: bool,
+    versions: str | None,
+    unknown: str,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Send the text in FILE, or standard input, to everybody or to some versions, and show how it goes.
 
     Ctrl-C ends the showing, not the broadcast.
     """
-    message = messages.compose(title, _read(file, ask=not yes))
+    oldest = timedelta(days=current_app.config["INSTALLATION_MAX_AGE_DAYS"])
+    whom = ledger.audience_of(versions, unknown, oldest, _now())
+    html = _read(html_file, ask=False) if html_file else None
+    message = messages.compose(title, _read(file, ask=not yes and not dry_run), html)
+    if dry_run:
+        click.echo(terminal.forecast(_forecast(whom), message.subject))
+        return
     if not yes:
-        _confirm(message.subject)
+        click.echo(terminal.forecast(_forecast(whom), message.subject))
+        click.confirm("Send it?", abort=True)
     try:
-        broadcast_id = broadcasts.start(db.session(), message, _now(), urgent=urgent, resend=resend)
+        broadcast_id = broadcasts.start(db.session(), message, _now(), whom=whom, urgent=urgent, resend=resend)
     except RepeatedBroadcastException as repetition:
         db.session.rollback()
         advice = "Nobody gets it again." if resend else "Nobody gets it again, unless you add --resend."
@@ -103,9 +137,14 @@ def list_(limit: int, *, as_json: bool) -> None:
 @_as_json
 @_id
 def show(broadcast_id: int, *, follow: bool, as_json: bool) -> None:
-    """Show how far a broadcast has come."""
+    """Show how far a broadcast has come, and what became of its messages."""
     progress = _progress(broadcast_id)
-    click.echo(json.dumps(figures.of(progress, _now())) if as_json else terminal.details(progress, _now()))
+    told = figures.of_feedback(progress.sent, feedback.counts(db.session(), broadcast_id))
+    db.session.rollback()
+    if as_json:
+        click.echo(json.dumps(figures.of(progress, _now()) | {"feedback": told}))
+    else:
+        click.echo("\n".join(filter(None, [terminal.details(progress, _now()), terminal.feedback(told)])))
     if follow and not as_json:
         _follow(broadcast_id)
 
@@ -157,15 +196,10 @@ def _read(file: str, *, ask: bool) -> str:
         return str(opened.read())
 
 
-def _confirm(title: str) -> None:
-    forecast = broadcasts.forecast(db.session(), _now(), rate_limit=_rate_limit())
+def _forecast(whom: Audience) -> Forecast:
+    forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=_rate_limit())
     db.session.rollback()
-    if forecast.seconds is None:
-        takes = "How long it takes is not known before the first broadcast"
-    else:
-        takes = f"It takes {terminal.duration(forecast.seconds)}"
-    click.echo(f'"{title}" goes to {forecast.recipients:,} recipients. {takes}.')
-    click.confirm("Send it?", abort=True)
+    return forecast
 
 
 def _commit_and_tell(broadcast_id: int) -> None:

@@ -20,6 +20,14 @@ class AlreadyRegisteredException(RegistrationError):
     """The e-mail address is already registered."""
 
 
+class TooManyRegistrationsException(RegistrationError):
+    """There were too many registrations in the last minute. Try again in a minute."""
+
+    def __init__(self, detail: str | None = None, *, retry_after: timedelta = timedelta()) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
 class InvalidSecretPinException(RegistrationError):
     """The secret pin is missing or wrong."""
 
@@ -36,6 +44,10 @@ class InvalidEmailMessageException(RegistrationError):
     """The message needs a title and contents."""
 
 
+class InvalidVersionRangeException(RegistrationError):
+    """The range of versions cannot be read."""
+
+
 class UnknownBroadcastException(RegistrationError):
     """There is no broadcast with this id."""
 
@@ -46,6 +58,14 @@ class InvalidQueryException(RegistrationError):
 
 class UnsupportedInputException(RegistrationError):
     """Send the fields as a form, as a JSON object or in the query string."""
+
+
+class ForgedLinkException(RegistrationError):
+    """The link is incomplete, or not one of ours."""
+
+
+class ExpiredLinkException(RegistrationError):
+    """The link has expired. Register again to get another one."""
 
 
 class RepeatedBroadcastException(RegistrationError):

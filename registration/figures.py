@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .broadcasts import Progress
+from .broadcasts import Forecast, Progress
+from .models import Feedback
 
 
 def of(progress: Progress, now: datetime) -> dict[str, Any]:
@@ -18,6 +20,7 @@ def of(progress: Progress, now: datetime) -> dict[str, Any]:
         "broadcastId": progress.broadcast_id,
         "title": progress.title,
         "urgent": progress.urgent,
+        "versions": progress.versions,
         "recipients": progress.recipients,
         "sent": progress.sent,
         "failed": progress.failed,
@@ -30,6 +33,35 @@ def of(progress: Progress, now: datetime) -> dict[str, Any]:
         "createdAt": iso(progress.created_at),
         "resumeAt": iso(progress.resume_at),
         "finishedAt": iso(progress.finished_at),
+    }
+
+
+def of_forecast(forecast: Forecast, versions: str | None) -> dict[str, Any]:
+    """Return what a broadcast would be; `versions` is its range as it was written."""
+    return {
+        "dryRun": True,
+        "versions": versions,
+        "recipients": forecast.recipients,
+        "inRange": forecast.in_range,
+        "unknown": forecast.unknown,
+        "outside": forecast.outside,
+        "optedOut": forecast.opted_out,
+        "suppressed": forecast.suppressed,
+        "unconfirmed": forecast.unconfirmed,
+        "seconds": None if forecast.seconds is None else math.ceil(forecast.seconds),
+    }
+
+
+def of_feedback(accepted: int, counts: Mapping[Feedback, int]) -> dict[str, int]:
+    """Return what became of the messages that the mail service accepted; each counts once, by the weightiest news."""
+    return {
+        "accepted": accepted,
+        "delivered": counts[Feedback.DELIVERED],
+        "delayed": counts[Feedback.DELAYED],
+        "softBounced": counts[Feedback.SOFT_BOUNCE],
+        "hardBounced": counts[Feedback.HARD_BOUNCE],
+        "complained": counts[Feedback.COMPLAINED],
+        "rejected": counts[Feedback.REJECTED],
     }
 
 

@@ -5,17 +5,19 @@ When a broadcast has ended, recipients = sent + failed + skipped + cancelled. do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, and_, case, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Update, and_, case, false, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from .db import rows_matched
+from .errors import InvalidVersionRangeException
 from .mailers import Outcome, Recipient, Verdict
-from .models import Broadcast, Delivery, DeliveryStatus, Registration, RegistrationStatus
+from .models import Broadcast, Delivery, DeliveryStatus, Feedback, Installation, Registration, RegistrationStatus
+from .versions import Range, parse_range
 
 LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
@@ -23,6 +25,8 @@ MOST_ATTEMPTS = 5
 """Calls with an unknown outcome before a delivery counts as failed."""
 IDS_AT_ONCE = 2_000
 """Registrations that one transaction of `fill` goes through."""
+COUNTED_AT_ONCE = 100_000
+"""Registrations that one statement counts by their versions: of all in one, it could last longer than one may."""
 ROWS_AT_ONCE = 2_000
 """Deliveries that one transaction changes when it is not about a batch."""
 
@@ -40,9 +44,43 @@ FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)
 """The statuses in which a delivery ends; a person may queue failed and cancelled ones again."""
 UNSETTLED = (_S.QUEUED, _S.SENDING)
 
+UNKNOWN = ("include", "exclude")
+"""What may be asked for with those whose version is unknown."""
+
 _RECENT = 500
 _UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
 _INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Whom a broadcast is for: everybody, or those with an installation in a range of versions.
+
+    An installation last seen before `seen_since` counts as if it had never been reported. Whose version is unknown,
+    because there is no installation or none with a version that can be read, is in it if `include_unknown`.
+    """
+
+    versions: Range | None = None
+    include_unknown: bool = True
+    seen_since: datetime | None = None
+
+
+EVERYBODY = Audience()
+
+
+def audience_of(versions: str | None, unknown: str, oldest: timedelta, now: datetime) -> Audience:
+    """Return whom a broadcast is for that is asked for in words.
+
+    `unknown` is `include` or `exclude`; an installation not seen for longer than `oldest` counts as never reported,
+    zero for no such limit. Raises InvalidVersionRangeException.
+    """
+    if unknown not in UNKNOWN:
+        raise InvalidVersionRangeException("`unknown` must be include or exclude.")
+    if versions is None and unknown == "exclude":
+        raise InvalidVersionRangeException("`unknown=exclude` needs `versions`, such as <7.0.3.1.")
+    if versions is None:
+        return EVERYBODY
+    return Audience(parse_range(versions), unknown == "include", now - oldest if oldest else None)
 
 
 @dataclass(frozen=True)
@@ -64,6 +102,7 @@ class Line:
     attempts: int
     settled_at: datetime | None
     message_id: str | None
+    feedback: Feedback | None
 
 
 def next_status(verdict: Verdict | None, attempts: int) -> DeliveryStatus:
@@ -83,9 +122,41 @@ def next_status(verdict: Verdict | None, attempts: int) -> DeliveryStatus:
     }[verdict]
 
 
-def audience(after: int, up_to: int) -> ColumnElement[bool]:
-    """Return the condition for the active registrations in a window of ids."""
-    return and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
+def audience(whom: Audience, after: int, up_to: int) -> ColumnElement[bool]:
+    """Return the condition for the registrations in a window of ids that a broadcast is for."""
+    active = and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
+    return active if whom.versions is None else and_(active, _has_version(whom))
+
+
+def _has_version(whom: Audience) -> ColumnElement[bool]:
+    return func.coalesce(in_range(whom), int(whom.include_unknown)) == 1
+
+
+def in_range(whom: Audience) -> ColumnElement[int | None]:
+    """Return, for a registration, 1 with an installation in the range, 0 with others only, NULL if none is known.
+
+    One look-up in the index of a registration's installations answers all three. An EXISTS for each would be two,
+    and the database may turn an EXISTS into a join with the whole table.
+    """
+    known = [Installation.registration_id == Registration.id, Installation.version_key.is_not(None)]
+    if whom.seen_since is not None:
+        known.append(Installation.last_seen_at >= whom.seen_since)
+    intervals = whom.versions.intervals if whom.versions else ()
+    inside = or_(false(), *(Installation.version_key.between(first, last) for first, last in intervals))
+    best = select(func.max(case((inside, 1), else_=0))).where(*known)
+    return best.correlate(Registration).scalar_subquery()
+
+
+def windows(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the windows of ids, after and up to, in which registrations are counted."""
+    for after in range(begin, end, COUNTED_AT_ONCE):
+        yield after, min(after + COUNTED_AT_ONCE, end)
+
+
+def count(session: Session, whom: Audience, begin: int, end: int) -> int:
+    """Return how many registrations in a window of ids a broadcast is for."""
+    number = select(func.count()).select_from(Registration)
+    return sum(session.execute(number.where(audience(whom, *window))).scalar_one() for window in windows(begin, end))
 
 
 def fill(session: Session, broadcast_id: int) -> bool:
@@ -94,9 +165,13 @@ def fill(session: Session, broadcast_id: int) -> bool:
     A chunk is a few thousand ids. Where the next one begins is part of the same transaction, so a crash neither
     loses nor repeats a recipient.
     """
-    unfilled = select(Broadcast.filled_to, Broadcast.audience_end).where(
-        Broadcast.id == broadcast_id, Broadcast.filled_to < Broadcast.audience_end
-    )
+    unfilled = select(
+        Broadcast.filled_to,
+        Broadcast.audience_end,
+        Broadcast.versions,
+        Broadcast.include_unknown,
+        Broadcast.seen_since,
+    ).where(Broadcast.id == broadcast_id, Broadcast.filled_to < Broadcast.audience_end)
     position = session.execute(unfilled.with_for_update(skip_locked=True)).one_or_none()
     if position is None:
         return False
@@ -104,9 +179,11 @@ def fill(session: Session, broadcast_id: int) -> bool:
     chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
     if not rows_matched(session, chunk.values(filled_to=up_to)):
         return False
+    versions = None if position.versions is None else parse_range(position.versions)
+    whom = Audience(versions, include_unknown=position.include_unknown, seen_since=position.seen_since)
     columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
     lines = select(literal(broadcast_id), Registration.id, literal(_S.QUEUED.value), literal(0))
-    session.execute(insert(Delivery).from_select(columns, lines.where(audience(after, up_to))))
+    session.execute(insert(Delivery).from_select(columns, lines.where(audience(whom, after, up_to))))
     return True
 
 
@@ -123,14 +200,15 @@ def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: d
         session, ids, _S.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1, settled_at=None
     )
     claimed = session.execute(
-        select(Delivery.id, Registration.email, Registration.status)
+        select(Delivery.id, Registration.email, Registration.product_id, Registration.status)
         .join(Registration, Registration.id == Delivery.registration_id)
         .where(Delivery.id.in_(ids), Delivery.lease == lease)
         .order_by(Delivery.id)
     ).all()
     inactive = {row.id: f"The address is {row.status}." for row in claimed if row.status != RegistrationStatus.ACTIVE}
     _end(session, inactive, _S.SKIPPED, now)
-    return Batch(lease, [Recipient(row.id, row.email) for row in claimed if row.id not in inactive])
+    active = (row for row in claimed if row.id not in inactive)
+    return Batch(lease, [Recipient(row.id, row.email, row.product_id) for row in active])
 
 
 def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: datetime) -> None:
@@ -240,6 +318,7 @@ def lines(
             Delivery.attempts,
             Delivery.settled_at,
             Delivery.message_id,
+            Delivery.feedback,
         )
         .join(Registration, Registration.id == Delivery.registration_id)
         .where(those, position > after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass, replace
 
@@ -9,38 +10,51 @@ from .errors import InvalidEmailMessageException
 
 LONGEST_TITLE = 200
 LONGEST_CONTENTS = 100_000
+LONGEST_HTML = 200_000
 TEST_MARK = "[TEST] "
 _LINE_BREAKERS = {"Cc", "Zl", "Zp"}
+_ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[bq]\?[^?\s]*\?=", re.IGNORECASE)
+"""What mail programs decode in a header, line breaks and all (RFC 2047 section 2)."""
 _ALLOWED_CONTROLS = "\t\n\r"
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message for everybody: subject and plain text."""
+    """One message for everybody: subject, text, and HTML in place of what would be made of the text."""
 
     subject: str
     text: str
+    html: str | None = None
+    is_test: bool = False
 
 
-def compose(title: str, contents: str) -> Message:
-    """Return the message for a title and contents.
+def compose(title: str, contents: str, html: str | None = None) -> Message:
+    """Return the message for a title, contents and, where somebody has written it, HTML.
 
-    Raises InvalidEmailMessageException when the title is not 1 to 200 characters on one line, or the contents
-    not 1 to 100,000 characters of text. Control characters are refused: a line break in a title would start
-    another header (RFC 5322 section 2.2), and NUL is not allowed in mail at all (section 4).
+    Raises InvalidEmailMessageException when the title is not 1 to 200 characters on one line, the contents
+    not 1 to 100,000 characters of text, or the HTML not 1 to 200,000. Control characters are refused: a line break
+    in a title would start another header (RFC 5322 section 2.2), and NUL is not allowed in mail at all (section 4).
     """
     title = title.strip()
     if not title or len(title) > LONGEST_TITLE:
         raise InvalidEmailMessageException(f"The title must have 1 to {LONGEST_TITLE} characters.")
     if any(unicodedata.category(character) in _LINE_BREAKERS for character in title):
         raise InvalidEmailMessageException("The title must be one line without control characters.")
-    if not contents.strip() or len(contents) > LONGEST_CONTENTS:
-        raise InvalidEmailMessageException(f"The contents must have 1 to {LONGEST_CONTENTS:,} characters.")
-    if any(unicodedata.category(character) == "Cc" for character in contents if character not in _ALLOWED_CONTROLS):
-        raise InvalidEmailMessageException("The contents must not hold control characters.")
-    return Message(subject=title, text=contents)
+    if _ENCODED_WORD.search(title):
+        raise InvalidEmailMessageException("The title must not hold an encoded word such as =?utf-8?q?x?=.")
+    _check("contents", contents, LONGEST_CONTENTS)
+    if html is not None:
+        _check("html", html, LONGEST_HTML)
+    return Message(subject=title, text=contents, html=html)
 
 
 def mark_as_test(message: Message) -> Message:
     """Return the message with a subject that says it is a test."""
-    return replace(message, subject=TEST_MARK + message.subject)
+    return replace(message, subject=TEST_MARK + message.subject, is_test=True)
+
+
+def _check(name: str, text: str, longest: int) -> None:
+    if not text.strip() or len(text) > longest:
+        raise InvalidEmailMessageException(f"The {name} must have 1 to {longest:,} characters.")
+    if any(unicodedata.category(character) == "Cc" for character in text if character not in _ALLOWED_CONTROLS):
+        raise InvalidEmailMessageException(f"The {name} must not hold control characters.")

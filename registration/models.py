@@ -27,12 +27,14 @@ _TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate":
 
 
 class RegistrationStatus(StrEnum):
-    """Whether a registration is mailed to; only `active` ones are."""
+    """Whether a registration is mailed to; only `active` ones are. Of an `erased` one the address is gone."""
 
     ACTIVE = "active"
+    UNCONFIRMED = "unconfirmed"
     OPTED_OUT = "opted_out"
     BOUNCED = "bounced"
     COMPLAINED = "complained"
+    ERASED = "erased"
 
 
 class BroadcastStatus(StrEnum):
@@ -55,6 +57,25 @@ class DeliveryStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Feedback(StrEnum):
+    """What became of a message after the mail service took it, as far as it has told."""
+
+    DELAYED = "delayed"
+    DELIVERED = "delivered"
+    SOFT_BOUNCE = "soft_bounce"
+    HARD_BOUNCE = "hard_bounce"
+    COMPLAINED = "complained"
+    REJECTED = "rejected"
+
+
+class FeedbackEventStatus(StrEnum):
+    """How far an event has come: it waits for a delivery that is not settled yet, or was put aside as unreadable."""
+
+    WAITING = "waiting"
+    APPLIED = "applied"
+    ASIDE = "aside"
+
+
 class Registration(Base):
     """One e-mail address."""
 
@@ -68,6 +89,47 @@ class Registration(Base):
     status: Mapped[RegistrationStatus] = mapped_column(Names(RegistrationStatus))
     ip_address: Mapped[str | None] = mapped_column(ascii_string(45))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    confirmation_sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class SoftBounce(Base):
+    """A broadcast that bounced for the moment, one after another, at a recipient; a delivery deletes them."""
+
+    __tablename__ = "soft_bounce"
+    __table_args__ = (_TABLE,)
+
+    registration_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    broadcast_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+
+
+class Erasure(Base):
+    """The keyed hash of an address that was erased, so that no import brings it back."""
+
+    __tablename__ = "erasure"
+    __table_args__ = (_TABLE,)
+
+    key_hash: Mapped[str] = mapped_column(ascii_string(64), primary_key=True)
+    erased_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ConfirmationRequest(Base):
+    """A confirmation mail that waits to be sent, from `due_at` on."""
+
+    __tablename__ = "confirmation_request"
+    __table_args__ = (Index(None, "due_at"), _TABLE)
+
+    registration_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ConfirmationMail(Base):
+    """When a mailbox last got a confirmation mail, whichever variation of its address was registered; for a day."""
+
+    __tablename__ = "confirmation_mail"
+    __table_args__ = (Index(None, "sent_at"), _TABLE)
+
+    mailbox: Mapped[str] = mapped_column(ascii_string(254), primary_key=True)
+    sent_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class RegistrationCount(Base):
@@ -100,7 +162,9 @@ class Broadcast(Base):
     """One message to everybody who was registered when it started.
 
     The audience is the active registrations up to `audience_end`; the ledger holds those up to `filled_to`.
-    A paused broadcast goes on by itself at `resume_at`, or waits for a person if that is empty.
+    A paused broadcast goes on by itself at `resume_at`, or waits for a person if that is empty. `versions` limits it
+    to installations in that range seen since `seen_since`; `include_unknown` keeps those of whom no version is known.
+    Bounces of and complaints about what was accepted up to `circuit_broken_at` do not pause it again.
     """
 
     __tablename__ = "broadcast"
@@ -118,6 +182,11 @@ class Broadcast(Base):
     resume_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     urgent: Mapped[bool] = mapped_column(Boolean)
+    html: Mapped[str | None] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"))
+    versions: Mapped[str | None] = mapped_column(String(200))
+    include_unknown: Mapped[bool] = mapped_column(Boolean, default=True)
+    seen_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    circuit_broken_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Delivery(Base):
@@ -130,6 +199,8 @@ class Delivery(Base):
     __table_args__ = (
         UniqueConstraint("broadcast_id", "registration_id"),
         Index(None, "broadcast_id", "status", "id"),
+        Index(None, "broadcast_id", "feedback"),
+        Index(None, "message_id"),
         _TABLE,
     )
 
@@ -143,6 +214,22 @@ class Delivery(Base):
     message_id: Mapped[str | None] = mapped_column(ascii_string(128))
     reason: Mapped[str | None] = mapped_column(String(255))
     settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    feedback: Mapped[Feedback | None] = mapped_column(Names(Feedback))
+    feedback_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class FeedbackEvent(Base):
+    """An event of the mail service, once each; `body` is kept until it has had its effect."""
+
+    __tablename__ = "feedback_event"
+    __table_args__ = (Index(None, "status", "received_at"), _TABLE)
+
+    id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
+    event_id: Mapped[str] = mapped_column(ascii_string(64), unique=True)
+    status: Mapped[FeedbackEventStatus] = mapped_column(Names(FeedbackEventStatus))
+    body: Mapped[str | None] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"))
+    problem: Mapped[str | None] = mapped_column(String(255))
+    received_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class BroadcastRequest(Base):

@@ -21,12 +21,12 @@ from .models import Pace
 
 HEADROOM = 0.97
 """The share of the granted rate that is used. What is left absorbs the jitter of threads, network and clocks."""
-BATCH_SECONDS = 0.01
+BATCH_SECONDS = 0.025
 """A batch is no larger than what the rate allows in this time, so that every second holds the same number."""
-REST_SECONDS = 0.1
+REST_SECONDS = 0.04
 """How long everybody rests when the mail service asks to slow down."""
 AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
-LOWERED, RECOVERED_A_SECOND, LOWEST = 0.93, 1.05, 0.02
+LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
 KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0

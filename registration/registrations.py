@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from . import versions
+from . import confirmations, versions
 from .addresses import Address
 from .db import rows_matched
 from .errors import AlreadyRegisteredException
-from .models import Installation, Registration, RegistrationCount, RegistrationStatus
+from .group_commit import GroupCommit, Row
+from .models import (
+    ConfirmationRequest,
+    Erasure,
+    Installation,
+    Registration,
+    RegistrationCount,
+    RegistrationStatus,
+    SoftBounce,
+)
+from .tokens import Tokens
+
+Who = uuid.UUID | Address
+"""A registration, by its product id or its address."""
 
 _IDS_AT_ONCE = 10_000
+_ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
 """Made once: building a statement costs more than sending it."""
 
@@ -29,42 +44,96 @@ class InstallationReport:
     distribution: str = ""
 
 
-def register(
-    connection: Connection,
-    address: Address,
-    *,
-    product_id: uuid.UUID,
-    now: datetime,
-    ip_address: str | None = None,
-    installation: InstallationReport | None = None,
-) -> uuid.UUID:
-    """Register an address under a new product id; return that, or the one it already has.
+@dataclass(frozen=True)
+class VersionCount:
+    """How many registrations reported a version and distribution; `is_known` says whether ranges can tell it."""
 
-    An installation that reports itself is remembered, and gets the product id of a known address as well;
-    without one, a known address raises AlreadyRegisteredException. `connection` is in autocommit mode: each
-    statement stands for itself, and a repeated request completes what a lost one began.
+    version: str
+    distribution: str
+    registrations: int
+    is_known: bool
+
+
+class Registrar:
+    """Registers addresses on connections in autocommit mode, for any number of threads.
+
+    Each statement stands for itself, and a repeated request completes what a lost one began.
     """
-    new = {
-        "product_id": product_id,
-        "email": address.stored,
-        "email_key": address.key,
-        "status": RegistrationStatus.ACTIVE,
-        "ip_address": ip_address,
-        "created_at": now,
-    }
-    try:
-        registration_id = connection.execute(_INSERT, new).lastrowid
-    except IntegrityError as error:
-        if installation is None:
-            raise AlreadyRegisteredException from error
-        known = select(Registration.id, Registration.product_id).where(Registration.email_key == address.key)
-        registration_id, product_id = connection.execute(known).one()
-    if installation is not None:
-        _remember(connection, registration_id, installation, now)
-    return product_id
+
+    def __init__(self, engine: Engine, *, confirm: bool = False) -> None:
+        self._engine = engine
+        self._first_status = RegistrationStatus.UNCONFIRMED if confirm else RegistrationStatus.ACTIVE
+        self._group = GroupCommit(self._insert)
+
+    def register(
+        self,
+        address: Address,
+        *,
+        product_id: uuid.UUID,
+        now: datetime,
+        ip_address: str | None = None,
+        installation: InstallationReport | None = None,
+    ) -> uuid.UUID:
+        """Register an address under a new product id; return that, or the one it already has.
+
+        An installation that reports itself is remembered, and gets the product id of a known address as well;
+        without one, an active address raises AlreadyRegisteredException. Who bounced is active again; who left or
+        never confirmed is asked by mail.
+        """
+        new = {
+            "product_id": product_id,
+            "email": address.stored,
+            "email_key": address.key,
+            "status": self._first_status,
+            "ip_address": ip_address,
+            "created_at": now,
+        }
+        try:
+            self._group.insert(new)
+        except IntegrityError as error:
+            known_id, status = self._find(address)
+            if known_id != product_id and status is RegistrationStatus.ACTIVE and installation is None:
+                raise AlreadyRegisteredException from error
+            product_id = known_id
+        else:
+            status = self._first_status
+        if status is not RegistrationStatus.ACTIVE:
+            with self._engine.connect() as connection:
+                _welcome_back(connection, address, now)
+        if installation is not None:
+            with self._engine.connect() as connection:
+                _remember(connection, address, installation, now)
+        return product_id
+
+    def _insert(self, rows: Sequence[Row]) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(_INSERT, rows)
+
+    def _find(self, address: Address) -> tuple[uuid.UUID, RegistrationStatus]:
+        """Return product id and status of a known address; the id is the new one if its group failed after it."""
+        with self._engine.connect() as connection:
+            known = select(Registration.product_id, Registration.status).where(Registration.email_key == address.key)
+            product_id, status = connection.execute(known).one()
+            return product_id, status
 
 
-def _remember(connection: Connection, registration_id: int, report: InstallationReport, now: datetime) -> None:
+def _welcome_back(connection: Connection, address: Address, now: datetime) -> None:
+    """Let an address that bounced be active again, and ask the owner of one that left or never confirmed."""
+    bounced = select(Registration.id).where(
+        Registration.email_key == address.key, Registration.status == RegistrationStatus.BOUNCED
+    )
+    if (registration_id := connection.execute(bounced).scalar()) is None:
+        confirmations.request(connection, address.key, now)
+        return
+    connection.execute(delete(SoftBounce).where(SoftBounce.registration_id == registration_id))
+    returned = update(Registration).where(
+        Registration.id == registration_id, Registration.status == RegistrationStatus.BOUNCED
+    )
+    connection.execute(returned.values(status=RegistrationStatus.ACTIVE))
+
+
+def _remember(connection: Connection, address: Address, report: InstallationReport, now: datetime) -> None:
+    registration_id = select(Registration.id).where(Registration.email_key == address.key).scalar_subquery()
     identity = {
         "registration_id": registration_id,
         "version": report.version,
@@ -79,6 +148,68 @@ def _remember(connection: Connection, registration_id: int, report: Installation
         connection.execute(update(Installation).filter_by(**identity).values(last_seen_at=now))
 
 
+def status_of(session: Session, who: Who) -> RegistrationStatus | None:
+    """Return the status of a registration, or None when there is none."""
+    return session.execute(select(Registration.status).where(_is(who))).scalar()
+
+
+def opt_out(session: Session, who: Who) -> None:
+    """Mail nothing to a registration any more; a complaint and an erasure stay what they are."""
+    staying = (RegistrationStatus.COMPLAINED, RegistrationStatus.ERASED)
+    leave = update(Registration).where(_is(who), Registration.status.not_in(staying))
+    session.execute(leave.values(status=RegistrationStatus.OPTED_OUT))
+
+
+def undo_opt_out(session: Session, who: Who) -> None:
+    """Mail again to a registration that opted out."""
+    back = update(Registration).where(_is(who), Registration.status == RegistrationStatus.OPTED_OUT)
+    session.execute(back.values(status=RegistrationStatus.ACTIVE))
+
+
+def confirm(session: Session, who: Who) -> None:
+    """Mail to a registration from now on, because its owner said so."""
+    waiting = update(Registration).where(_is(who), Registration.status.in_(confirmations.CONFIRMABLE))
+    session.execute(waiting.values(status=RegistrationStatus.ACTIVE))
+
+
+def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
+    """Delete an address and what is known of it, but for a keyed hash; return whether it was there.
+
+    The row stays, because the ledger names it, and the count goes down by one wherever its id is.
+    """
+    # The same value again: it locks the row as `remember_count` does, and on SQLite the database.
+    session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations))
+    there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
+    if (found := session.execute(there.with_for_update()).one_or_none()) is None:
+        return False
+    session.merge(Erasure(key_hash=tokens.fingerprints(found.email_key)[0], erased_at=now))
+    for table in (Installation, SoftBounce, ConfirmationRequest):
+        session.execute(delete(table).where(table.registration_id == found.id))
+    gone = {"email": "", "email_key": f"erased:{found.id}", "ip_address": None, "status": _ERASED}
+    session.execute(update(Registration).where(Registration.id == found.id).values(**gone))
+    session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))
+    return True
+
+
+def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
+    """Return which of some hundreds of address keys were erased and did not register again themselves since."""
+    by_hash = {fingerprint: key for key in address_keys for fingerprint in tokens.fingerprints(key)}
+    noted = session.execute(select(Erasure.key_hash).where(Erasure.key_hash.in_(by_hash))).scalars()
+    erased = {by_hash[fingerprint] for fingerprint in noted}
+    back = select(Registration.email_key).where(Registration.email_key.in_(erased))
+    return erased.difference(session.execute(back).scalars()) if erased else erased
+
+
+def _is(who: Who) -> ColumnElement[bool]:
+    return Registration.product_id == who if isinstance(who, uuid.UUID) else Registration.email_key == who.key
+
+
+def count_unconfirmed(connection: Connection) -> int:
+    """Return how many registrations wait for their confirmation; it looks at all of them."""
+    unconfirmed = select(func.count()).where(Registration.status == RegistrationStatus.UNCONFIRMED)
+    return connection.execute(unconfirmed).scalar_one()
+
+
 def count(connection: Connection) -> int:
     """Return how many addresses are registered, to the last one.
 
@@ -87,9 +218,29 @@ def count(connection: Connection) -> int:
     80 to 400 ms at a million rows; one counter row in the registration's transaction halves the rate of
     registrations; rows kept by a trigger cost nothing measurable, but RDS lets nobody create a trigger while
     automated backups are on, unless a parameter group of one's own weakens log_bin_trust_function_creators.
+
+    In two statements, because no database reads a range whose beginning another table holds: each would look at
+    all registrations. What is remembered in between changes nothing.
     """
-    newer = select(func.count()).where(Registration.id > RegistrationCount.up_to_id).scalar_subquery()
-    return connection.execute(select(RegistrationCount.registrations + newer)).scalar_one()
+    remembered = connection.execute(select(RegistrationCount.registrations, RegistrationCount.up_to_id)).one()
+    newer = select(func.count()).where(Registration.id > remembered.up_to_id)
+    return int(remembered.registrations) + connection.execute(newer).scalar_one()
+
+
+def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
+    """Return the versions and distributions that most registrations reported, most first.
+
+    A registration counts once for each that it ever reported. Looks at all installations, because nobody asks often
+    and an index for it would slow down every report.
+    """
+    registrations = func.count().label("registrations")
+    rows = connection.execute(
+        select(Installation.version, Installation.distribution, registrations, func.max(Installation.version_key))
+        .group_by(Installation.version, Installation.distribution)
+        .order_by(registrations.desc(), Installation.version, Installation.distribution)
+        .limit(limit)
+    )
+    return [VersionCount(version, distribution, number, key is not None) for version, distribution, number, key in rows]
 
 
 def remember_count(session: Session, *, before: datetime) -> None:

@@ -18,10 +18,10 @@ from functools import lru_cache
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import broadcasts, ledger, pacing, pins, registrations
+from . import broadcasts, confirmations, feedback, ledger, pacing, pins, registrations
 from .broadcasts import Work
 from .ledger import Batch
-from .mailers import Mailer, Outcome, Verdict
+from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
 from .models import BroadcastStatus
 
@@ -34,6 +34,8 @@ SETTLE_SECONDS = 8.0
 """How long settled outcomes are kept in hand while the database is in trouble."""
 AHEAD_SECONDS = 0.25
 """How far ahead instants are reserved: what is claimed leaves within this time, and a pause takes no longer."""
+LOT_SECONDS = 0.1
+"""What the rate allows in this time is claimed at once."""
 LATE_SECONDS = 0.5
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over."""
 LARGEST_LOT = 500
@@ -42,12 +44,16 @@ FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 48
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
 SPARE = 1.5
+CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
+"""Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
 BULK_SECONDS = 2.0
 """How long bulk calls have to be refused before that is put down to their being bulk calls."""
 SINGLE_SECONDS = 60.0
 """How long calls carry one recipient each after bulk calls were refused as too many."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
+_MOST_CHUNKS = 20
+"""Of old events forgotten at once: the sender is not to be held up."""
 _COUNT_MARGIN = timedelta(minutes=2)
 
 log = logging.getLogger(__name__)
@@ -73,6 +79,7 @@ class Sender:
     mailer: Mailer
     rate_limit: float = math.inf
     ip_retention: timedelta = timedelta(days=90)
+    confirmation_url: Callable[[uuid.UUID, datetime], str] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -135,6 +142,7 @@ class Sender:
         if self._work:
             with self.sessions.begin() as session:
                 self._rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+        self._send_confirmations()
         tended = [self._tend(work) for work in self._work]
         self._keep_house()
         return any(tended)
@@ -202,7 +210,7 @@ class Sender:
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
-        limit = max(largest, int(min(self._rate * AHEAD_SECONDS, LARGEST_LOT)))
+        limit = max(largest, int(min(self._rate * LOT_SECONDS, LARGEST_LOT)))
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
         if batch is None:
             return []
@@ -233,10 +241,7 @@ class Sender:
         if not call.batch.recipients:
             return True
         message = self._message_of(call.broadcast_id)
-        leave_at = self._departure(call)
-        late = leave_at - call.due_at
-        waited = late <= LATE_SECONDS and not self.stopping.wait(max(0.0, leave_at - time.monotonic()))
-        if not waited or call.broadcast_id not in self._sending:
+        if not self._await_instant(call) or call.broadcast_id not in self._sending:
             self._release(call)
             return True
         begun = time.monotonic()
@@ -246,11 +251,17 @@ class Sender:
         self._heed(call.broadcast_id, outcomes)
         return True
 
-    def _departure(self, call: Call) -> float:
+    def _await_instant(self, call: Call) -> bool:
+        """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping."""
+        leave_at = self._departure(call.due_at, len(call.batch.recipients))
+        late = leave_at - call.due_at
+        return late <= LATE_SECONDS and not self.stopping.wait(max(0.0, leave_at - time.monotonic()))
+
+    def _departure(self, due_at: float, messages: int) -> float:
         """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
-        spacing = len(call.batch.recipients) * pacing.HEADROOM / self._rate
+        spacing = messages * pacing.HEADROOM / self._rate
         with self._departing:
-            self._departed_at = max(time.monotonic(), call.due_at, self._departed_at + spacing)
+            self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)
             return self._departed_at
 
     def _release(self, call: Call) -> bool:
@@ -309,6 +320,25 @@ class Sender:
     def _largest_batch(self) -> int:
         return 1 if time.monotonic() < self._single_until else self.mailer.largest_batch
 
+    def _send_confirmations(self) -> None:
+        """Send the confirmation mails that are due, a few at a time, at the pace that all share."""
+        if self.confirmation_url is None:
+            return
+        now = self.now()
+        with self.sessions.begin() as session:
+            due = confirmations.take(session, now, limit=BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
+            if not due:
+                return
+            rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+            wait = pacing.reserve(session, len(due), rate=rate, now=now.timestamp())
+        self.stopping.wait(wait)
+        for confirmation in due:
+            message = confirmations.compose(self.confirmation_url(confirmation.product_id, now))
+            (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email)])
+            if outcome.verdict in (Verdict.THROTTLED, Verdict.HELD):
+                with self.sessions.begin() as session:
+                    confirmations.give_back(session, confirmation, self.now())
+
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
         """Do a piece of work; a failure is logged and waited out."""
         try:
@@ -335,12 +365,18 @@ class Sender:
             return broadcasts.message_of(session, broadcast_id)
 
     def _keep_house(self) -> None:
-        """Keep the count of registrations short, and forget wrong pins and IP addresses after their time."""
+        """Keep the count of registrations short; forget wrong pins, events and IP addresses after their time."""
         if self._is_due("count", _COUNT_SECONDS):
             with self.sessions.begin() as session:
                 registrations.remember_count(session, before=self.now() - _COUNT_MARGIN)
             with self.sessions.begin() as session:
                 pins.forget(session, self.now())
+                confirmations.forget(session, self.now())
+        if self._is_due("forget events", _COUNT_SECONDS):
+            for _ in range(_MOST_CHUNKS):
+                with self.sessions.begin() as session:
+                    if not feedback.forget(session, self.now()):
+                        break
         if self._is_due("forget", _FORGET_SECONDS):
             with self.sessions.begin() as session:
                 windows = registrations.ip_address_windows(session)

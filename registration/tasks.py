@@ -90,9 +90,9 @@ def create_celery(broker_url: str, region: str, make_sender: Callable[[], Sender
     return celery
 
 
-def wake(celery: Celery) -> None:
-    """Ask a worker to send. A queue that is away fails nobody: the next sweep does it."""
+def wake(celery: Celery, task: str = TASK, expires: float = EXPIRE_SECONDS) -> None:
+    """Ask a worker to send, or for another task. A queue that is away fails nobody: the next sweep does it."""
     try:
-        celery.send_task(TASK, expires=EXPIRE_SECONDS)
+        celery.send_task(task, expires=expires)
     except Exception as error:  # noqa: BLE001  each kind of queue has errors of its own
         log.warning("the queue could not be reached; the next sweep tries again", extra={"error": repr(error)})

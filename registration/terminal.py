@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TextIO
 
-from .broadcasts import Progress
+from .broadcasts import Forecast, Progress
 
 BAR = 24
 """Characters of the bar."""
@@ -71,6 +71,25 @@ def duration(seconds: float) -> str:
     return "less than a minute"
 
 
+def forecast(forecast: Forecast, title: str) -> str:
+    """Return what a broadcast would be: a sentence, and how many are in it and how many are not."""
+    if forecast.seconds is None:
+        takes = "How long it takes is not known before the first broadcast"
+    else:
+        takes = f"It takes {duration(forecast.seconds)}"
+    numbers = {
+        "in the range": forecast.in_range,
+        "of unknown version": forecast.unknown,
+        "outside the range": forecast.outside,
+        "opted out": forecast.opted_out,
+        "bounced or complained": forecast.suppressed,
+        "not confirmed": forecast.unconfirmed,
+    }
+    width = max(map(len, numbers))
+    rows = [f"  {name:{width}}  {number:,}" for name, number in numbers.items()]
+    return "\n".join([f'"{title}" goes to {forecast.recipients:,} recipients. {takes}.', *rows])
+
+
 def state(progress: Progress) -> str:
     """Return what a broadcast is doing, as a sentence."""
     sentence = f"Broadcast {progress.broadcast_id} is {progress.status}."
@@ -88,6 +107,7 @@ def details(progress: Progress, now: datetime) -> str:
         "started": _time(progress.created_at),
         "ended": _time(progress.finished_at),
         "urgent": "yes" if progress.urgent else "",
+        "versions": progress.versions or "",
         "expected end": _time(progress.expected_end),
         "sent": f"{progress.sent:,}",
         "failed": f"{progress.failed:,}",
@@ -99,6 +119,20 @@ def details(progress: Progress, now: datetime) -> str:
     width = max(map(len, lines))
     rows = [f"  {name:{width}}  {text}" for name, text in lines.items() if text]
     return "\n".join([state(progress), *rows, summary(progress, now)])
+
+
+def feedback(told: Mapping[str, int]) -> str:
+    """Return what became of the accepted messages, as one line; empty until the mail service has told of any."""
+    names = {
+        "delivered": "delivered",
+        "delayed": "delayed",
+        "softBounced": "bounced for the moment",
+        "hardBounced": "bounced for good",
+        "complained": "reported as spam",
+        "rejected": "rejected",
+    }
+    parts = [f"{told[name]:,} {words}" for name, words in names.items() if told[name]]
+    return f"Of {told['accepted']:,} accepted: {', '.join(parts)}." if parts else ""
 
 
 def table(broadcasts: Sequence[Progress]) -> str:

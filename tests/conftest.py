@@ -62,6 +62,9 @@ def settings(tmp_path: Path) -> dict[str, str]:
         "OUTBOX_DIRECTORY": str(tmp_path / "outbox"),
         "LOG_FILE": str(tmp_path / "log"),
         "BROADCAST_WAIT_SECONDS": "0",
+        "ALLOW_RESERVED_DOMAINS": "true",
+        "REGISTRATIONS_PER_NETWORK": "100000",
+        "REGISTRATIONS_PER_MINUTE": "100000",
     }
 
 

@@ -170,6 +170,8 @@ class Scene:
         settings = {
             "DB_CONN_STR": self.url,
             "SECRET_PIN": "correct horse battery staple",
+            "PUBLIC_URL": "https://reg.example.org",
+            "TOKEN_KEYS": "a key of at least thirty-two characters",
             "SES_REGION": "us-east-1",
             "SES_SENDER": "notices@example.org",
             "AWS_ACCESS_ID": "test",

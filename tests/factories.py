@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
-from registration import addresses, broadcasts, messages
+from registration import addresses, broadcasts, messages, versions
 from registration.broadcasts import Progress
 from registration.db import db
-from registration.models import BroadcastStatus, Registration, RegistrationStatus
+from registration.mailers.letters import Letterhead
+from registration.models import BroadcastStatus, Installation, Registration, RegistrationStatus
 
 _numbers = count(1)
 
@@ -27,6 +28,17 @@ def register(
 ) -> list[str]:
     """Store registrations and return their addresses. Needs an application context."""
     emails = [f"clinic-{next(_numbers)}@example.org" for _ in range(number)]
+    register_as(*emails, status=status, created_at=created_at, ip_address=ip_address)
+    return emails
+
+
+def register_as(
+    *emails: str,
+    status: RegistrationStatus = RegistrationStatus.ACTIVE,
+    created_at: datetime | None = None,
+    ip_address: str | None = None,
+) -> None:
+    """Store registrations of these addresses. Needs an application context."""
     rows = [
         {
             "product_id": uuid.uuid4(),
@@ -40,7 +52,16 @@ def register(
     ]
     db.session.execute(insert(Registration), rows)
     db.session.commit()
-    return emails
+
+
+def install(email: str, version: str, distribution: str = "", *, last_seen_at: datetime | None = None) -> None:
+    """Store an installation of a registered address. Needs an application context."""
+    registration_id = select(Registration.id).where(Registration.email == email).scalar_subquery()
+    seen_at = last_seen_at or datetime.now(UTC)
+    row = {"version": version, "version_key": versions.sort_key(version), "distribution": distribution}
+    times = {"first_seen_at": seen_at, "last_seen_at": seen_at}
+    db.session.execute(insert(Installation).values(registration_id=registration_id, **row, **times))
+    db.session.commit()
 
 
 def start_broadcast(title: str = "Update now", contents: str = "There is a hole.\n") -> int:
@@ -49,6 +70,17 @@ def start_broadcast(title: str = "Update now", contents: str = "There is a hole.
     broadcast_id = broadcasts.start(db.session(), message, datetime.now(UTC), idempotency_key=uuid.uuid4().hex)
     db.session.commit()
     return broadcast_id
+
+
+def letterhead(**changes: Any) -> Letterhead:
+    """Return who writes letters in tests."""
+    usual = Letterhead(
+        sender="notices@example.org",
+        public_url="https://registration.example.org",
+        opt_out_url=lambda product_id: f"https://registration.example.org/opt-out/{product_id.hex}",
+        postal_address="OEMR Foundation, 1 Main Street, Springfield, USA",
+    )
+    return replace(usual, **changes)
 
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -62,6 +94,7 @@ def progress(**changes: Any) -> Progress:
         status=BroadcastStatus.SENDING,
         reason=None,
         urgent=False,
+        versions=None,
         recipients=9001,
         sent=4700,
         failed=2,

@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,9 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP, default
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,10 +53,28 @@ class Accepted:
     address: str
     subject: str
     text: str
+    html: str
+    headers: dict[str, str]
     tags: dict[str, str]
     message_id: str
     request: dict[str, Any]
     at: float
+
+    @property
+    def mail(self) -> EmailMessage:
+        """Return the mail as its recipient's program reads it."""
+        mail = EmailMessage(policy=SMTP.clone(max_line_length=900))
+        mail["From"] = self.request["FromEmailAddress"]
+        mail["To"] = self.address
+        if answers := self.request.get("ReplyToAddresses"):
+            mail["Reply-To"] = answers
+        mail["Subject"] = self.subject
+        for name, value in self.headers.items():
+            mail[name] = value
+        mail["Feedback-ID"] = f"{self.tags['ses:feedback-id-a']}:1.us-east-1.fake:AmazonSES"
+        mail.set_content(self.text, cte="base64")
+        mail.add_alternative(self.html, subtype="html", cte="base64")
+        return message_from_bytes(bytes(mail), policy=default)
 
 
 class SesFake:
@@ -114,36 +136,44 @@ class SesFake:
     def _accept(self, request: dict[str, Any], answer: Answer) -> dict[str, Any]:
         if "Content" in request:
             simple = request["Content"]["Simple"]
-            message_id = self._take(
-                request, request, simple["Subject"]["Data"], simple["Body"]["Text"]["Data"], "EmailTags", answer
-            )
-            return {"MessageId": message_id}
+            parts = simple["Subject"], simple["Body"]["Text"], simple["Body"]["Html"]
+            written = [part["Data"] for part in parts]
+            return {"MessageId": self._take(request, request, written, simple["Headers"], "EmailTags", answer)}
         template = request["DefaultContent"]["Template"]
-        data = json.loads(template["TemplateData"])
-        subject = _render(template["TemplateContent"]["Subject"], data)
-        text = _render(template["TemplateContent"]["Text"], data)
+        assert len(template["TemplateData"].encode()) <= 262_144
         results = []
         for entry in request["BulkEmailEntries"]:
             status, error = answer.entries.get(entry["Destination"]["ToAddresses"][0], ("SUCCESS", ""))
             result = {"Status": status, "Error": error}
             if status == "SUCCESS":
-                result["MessageId"] = self._take(request, entry, subject, text, "ReplacementTags", answer)
+                written = [_render(template["TemplateContent"][part], _data(template, entry)) for part in _PARTS]
+                headers = template["Headers"] + entry.get("ReplacementHeaders", [])
+                result["MessageId"] = self._take(request, entry, written, headers, "ReplacementTags", answer)
             results.append(result)
         return {"BulkEmailEntryResults": results}
 
     def _take(
-        self, request: dict[str, Any], entry: dict[str, Any], subject: str, text: str, tags: str, answer: Answer
+        self,
+        request: dict[str, Any],
+        entry: dict[str, Any],
+        written: list[str],
+        headers: list[dict[str, str]],
+        tags: str,
+        answer: Answer,
     ) -> str:
         message_id = f"0100-{len(self.accepted) + 1:06d}"
         destination = entry["Destination"]
         assert list(destination) == ["ToAddresses"], "nobody may see another recipient"
         assert len(destination["ToAddresses"]) == 1, "nobody may see another recipient"
         if answer.accept:
+            subject, text, html = written
             self.accepted.append(
                 Accepted(
                     address=destination["ToAddresses"][0],
                     subject=subject,
                     text=text,
+                    html=html,
+                    headers=_checked(headers),
                     tags={tag["Name"]: tag["Value"] for tag in entry.get(tags, [])},
                     message_id=message_id,
                     request=request,
@@ -179,13 +209,30 @@ async def _close(server: asyncio.Server) -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+_PARTS = ("Subject", "Text", "Html")
+
+
+def _data(template: dict[str, Any], entry: dict[str, Any]) -> dict[str, str]:
+    """Return the data of one entry: its own over the common ones, name by name."""
+    replacement = entry.get("ReplacementEmailContent", {}).get("ReplacementTemplate", {})
+    own: dict[str, str] = json.loads(replacement.get("ReplacementTemplateData", "{}"))
+    return {**json.loads(template["TemplateData"]), **own}
+
+
+def _checked(headers: list[dict[str, str]]) -> dict[str, str]:
+    """Return headers that SES takes: https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_MessageHeader.html."""
+    found = {header["Name"]: header["Value"] for header in headers}
+    assert len(found) == len(headers) <= 15
+    for name, value in found.items():
+        assert re.fullmatch(r"[!-9;-@A-~]{1,126}", name)
+        assert re.fullmatch(r"[ -~]{1,995}", value)
+        assert len(name + value) <= 996
+    return found
+
+
 def _render(template: str, data: dict[str, str]) -> str:
-    """Fill in `{{name}}` once, as SES does: what was filled in is not looked at again."""
-    before, _, rest = template.partition("{{")
-    if not rest:
-        return before
-    name, _, after = rest.partition("}}")
-    return before + data[name.strip()] + _render(after, data)
+    """Fill in `{{name}}` once and without escaping, as SES does: what was filled in is not looked at again."""
+    return re.sub(r"{{(\w+)}}", lambda match: data[match[1]], template)
 
 
 def _http(status: int, payload: dict[str, Any], body: bytes | None = None, *, error: str = "") -> bytes:

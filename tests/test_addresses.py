@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registration.addresses import LONGEST_ADDRESS, Address, normalise
+from registration.addresses import LONGEST_ADDRESS, Address, mailbox, normalise
 from registration.errors import InvalidEmailException
 
 ATOMS = st.text("abcXYZ019!#$%&'*+-/=?^_`{|}~", min_size=1, max_size=12)
@@ -136,3 +136,26 @@ def test_different_local_parts_are_different_addresses(one: str, other: str) -> 
 @settings(deadline=None)
 def test_an_ordinary_address_is_taken(local_part: str) -> None:
     assert normalise(f"{local_part}@example.org").stored == f"{local_part}@example.org"
+
+
+@pytest.mark.parametrize(
+    ("email", "where"),
+    [
+        ("Ann@Open-EMR.org", "ann@open-emr.org"),
+        ("ann+a+b@open-emr.org", "ann@open-emr.org"),
+        ("a.n.n@open-emr.org", "a.n.n@open-emr.org"),
+        ("a.n.n+x.y@gmail.com", "ann@gmail.com"),
+        ("Ann@GoogleMail.com", "ann@gmail.com"),
+        ("+x@open-emr.org", "+x@open-emr.org"),
+    ],
+)
+def test_variations_of_an_address_are_one_mailbox(email: str, where: str) -> None:
+    assert mailbox(normalise(email)) == where
+
+
+def test_ten_thousand_variations_of_a_victims_address_are_one_mailbox() -> None:
+    dotted = ["v" + "".join(f".{c}" if n >> i & 1 else c for i, c in enumerate("ictimname")) for n in range(500)]
+    variations = {f"{local}+{tag}@gmail.com" for local in dotted for tag in range(20)}
+
+    assert len(variations) == 10_000
+    assert {mailbox(normalise(email)) for email in variations} == {"victimname@gmail.com"}

@@ -32,7 +32,7 @@ from flask_migrate import upgrade
 from sqlalchemy import update
 
 import config
-from registration import ROOT, broadcasts, create_sender
+from registration import ROOT, broadcasts, create_event_queue, create_sender
 from registration.db import db
 from registration.mailers.outbox import OutboxMailer
 from registration.mailers.ses import SesMailer
@@ -151,8 +151,8 @@ def test_development_says_where_it_is_and_its_three_lines_work_as_printed(
     assert (sent["status"], sent["recipients"], sent["sent"]) == ("sent", 1, 1)
     assert counted == {"count": 1}
     (mail,) = mails(tmp_path / "outbox")
-    assert mail.get_content_type() == "text/plain"
-    assert mail.get_content().splitlines() == ["This is a test."]
+    assert mail.get_content_type() == "multipart/alternative"
+    assert mail.get_body(("plain",)).get_content().splitlines()[0] == "This is a test."
     assert (mail["To"], mail["Subject"]) == ("ann@example.org", "Hello")
     assert mail["From"].addresses[0].addr_spec == "registration@localhost.localdomain"
     assert abs(parsedate_to_datetime(mail["Date"]) - datetime.now(UTC)) < timedelta(minutes=5)
@@ -225,6 +225,9 @@ def is_sent(application: Flask, broadcast_id: int) -> bool:
         return broadcasts.status_of(db.session(), broadcast_id) == "sent"
 
 
+LINKS = {"PUBLIC_URL": "https://reg.example.org", "TOKEN_KEYS": "a key of at least thirty-two characters"}
+
+
 @pytest.mark.parametrize("others", [{}, {"SECRET_PIN": "short", "PORT": "http"}])
 def test_the_sender_without_settings_names_all_that_is_missing(
     start: Callable[..., Any], others: dict[str, str]
@@ -254,6 +257,7 @@ def production(mariadb_url: str, make_application: Callable[[str], Flask]) -> tu
         upgrade()
         empty()
     settings = {"DB_CONN_STR": mariadb_url, "SECRET_PIN": PIN, "MAILER": "outbox", "SES_SENDER": "notices@example.org"}
+    settings |= LINKS
     return application, settings
 
 
@@ -304,13 +308,20 @@ def test_the_settings_decide_how_mail_leaves(
     outbox = create_sender(make_application(sqlite_url)).mailer
     settings |= {"MAILER": "ses", "SES_REGION": "eu-west-1", "SES_SENDER": "notices@example.org"}
     settings |= {"AWS_ACCESS_ID": "AKIA", "AWS_SECRET_KEY": "secret", "SES_CONFIGURATION_SET": "notices"}
+    settings |= {"SES_SENDER_NAME": "The board", "SES_REPLY_TO": "board@example.org", "POSTAL_ADDRESS": "1 Main Street"}
     ses = create_sender(make_application(sqlite_url)).mailer
 
     assert isinstance(outbox, OutboxMailer)
-    assert (outbox.directory, outbox.sender) == (tmp_path / "outbox", "registration@localhost.localdomain")
+    assert outbox.directory == tmp_path / "outbox"
+    assert outbox.letterhead.from_address == "OpenEMR <registration@localhost.localdomain>"
     assert isinstance(ses, SesMailer)
     assert ses.client.meta.region_name == "eu-west-1"
-    assert ses.common == {"FromEmailAddress": "notices@example.org", "ConfigurationSetName": "notices"}
+    assert ses.common == {
+        "FromEmailAddress": "The board <notices@example.org>",
+        "ReplyToAddresses": ["board@example.org"],
+        "ConfigurationSetName": "notices",
+    }
+    assert ses.letterhead.postal_address == "1 Main Street"
 
 
 def test_the_settings_decide_how_fast_it_sends_and_how_long_ip_addresses_stay(
@@ -327,7 +338,7 @@ def test_a_web_server_takes_the_application_from_here(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in NAMES:
-        monkeypatch.setenv(name, (environment | {"SECRET_PIN": PIN, "MAILER": "outbox"}).get(name, ""))
+        monkeypatch.setenv(name, (environment | LINKS | {"SECRET_PIN": PIN, "MAILER": "outbox"}).get(name, ""))
     monkeypatch.delitem(sys.modules, "application", raising=False)
 
     application = importlib.import_module("application").application
@@ -346,3 +357,14 @@ def test_a_web_server_does_not_start_without_settings(monkeypatch: pytest.Monkey
 
     with pytest.raises(config.ConfigurationError, match="DB_CONN_STR is missing"):
         importlib.import_module("application")
+
+
+def test_the_settings_decide_where_events_come_from(
+    settings: dict[str, str], make_application: Callable[[str], Flask], sqlite_url: str
+) -> None:
+    url = "https://sqs.eu-west-1.amazonaws.com/123456789012/registration-feedback"
+    settings |= {"FEEDBACK_QUEUE_URL": url, "SES_REGION": "eu-west-1", "CIRCUIT_BREAKER_SAMPLE": "77"}
+
+    queue = create_event_queue(make_application(sqlite_url))
+
+    assert (queue.url, queue.sample, queue.client.meta.region_name) == (url, 77, "eu-west-1")

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger, messages, pacing
 from registration.broadcasts import Progress, Work
 from registration.db import db
 from registration.errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
+from registration.ledger import Audience
 from registration.mailers import Account
-from registration.models import Broadcast, BroadcastRequest, BroadcastStatus
+from registration.models import Broadcast, BroadcastRequest, BroadcastStatus, Registration, RegistrationStatus
+from registration.versions import parse_range
 
 from . import factories
 from .ledgers import ACCEPTED, NOW, REFUSED, UNKNOWN, claim, commit, filled, lines, settle, statuses
@@ -82,6 +84,21 @@ def test_a_broadcast_keeps_what_it_says_to_the_letter() -> None:
     message = commit(broadcasts.message_of, factories.start_broadcast("Tïtle \U0001f6a8", contents))
 
     assert (message.subject, message.text) == ("Tïtle \U0001f6a8", contents)
+
+
+def test_a_broadcast_keeps_the_html_that_somebody_wrote() -> None:
+    message = messages.compose("Update now", "There is a hole.", "<p>Ünïcode \U0001f6a8 {{ x }}</p>" + "x" * 190_000)
+
+    assert commit(broadcasts.message_of, start(message)) == message
+
+
+def test_other_html_is_another_message_and_the_same_a_repetition() -> None:
+    first, html = start(), messages.compose(MESSAGE.subject, MESSAGE.text, "<p>Hole</p>")
+
+    second = start(html)
+
+    assert second != first
+    assert repeats(html) == second
 
 
 def test_the_same_message_within_a_day_is_a_repetition_of_the_first() -> None:
@@ -536,6 +553,107 @@ def test_progress_promises_the_whole_audience_while_the_ledger_is_being_filled(m
     filling = progress(broadcast_id)
 
     assert (filling.recipients, filling.remaining) == (5, 5)
+
+
+def test_who_opts_out_before_the_ledger_has_them_counts_as_skipped() -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    (gone, *_) = db.session.execute(select(Registration.id)).scalars()
+    db.session.execute(update(Registration).where(Registration.id == gone).values(status="opted_out"))
+    db.session.commit()
+    while commit(ledger.fill, broadcast_id):
+        pass
+    settle(claim(broadcast_id), ACCEPTED, ACCEPTED)
+    commit(broadcasts.finish, broadcast_id, NOW)
+
+    end = progress(broadcast_id)
+
+    assert (end.recipients, end.sent, end.skipped, end.remaining) == (3, 2, 1, 0)
+
+
+def test_who_comes_back_before_the_ledger_passes_them_is_told_of_too() -> None:
+    factories.register(2)
+    factories.register(1, status=RegistrationStatus.BOUNCED)
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    db.session.execute(update(Registration).values(status="active"))
+    db.session.commit()
+    while commit(ledger.fill, broadcast_id):
+        pass
+
+    full = progress(broadcast_id)
+
+    assert (full.recipients, full.skipped, full.remaining) == (4, 0, 4)
+
+
+# Versions
+
+BELOW = Audience(parse_range("<7.0.3.1"))
+
+
+def test_the_versions_of_a_broadcast_are_told() -> None:
+    factories.register(1)
+
+    assert progress(start(whom=BELOW)).versions == "<7.0.3.1"
+    assert progress(start(OTHER)).versions is None
+
+
+def test_the_same_message_to_other_versions_is_another_broadcast() -> None:
+    first, ranged = start(), start(whom=BELOW)
+
+    assert repeats() == first
+    assert repeats(whom=Audience(parse_range("< 7.0.3 (1)"))) == ranged
+    assert start(whom=Audience(BELOW.versions, include_unknown=False)) > ranged
+    assert start(whom=Audience(parse_range("<7.0.3.2"))) > ranged
+
+
+def test_a_key_stands_for_its_versions_too() -> None:
+    start(whom=BELOW, idempotency_key="a")
+
+    with pytest.raises(IdempotencyKeyException):
+        start(idempotency_key="a")
+
+
+@pytest.mark.parametrize("include_unknown", [True, False])
+def test_a_forecast_tells_who_is_in_and_who_is_not_and_writes_nothing(include_unknown: bool) -> None:
+    know(Account(10.0))
+    old, new, _ = factories.register(3)
+    factories.install(old, "7.0.2")
+    factories.install(new, "7.0.3 (1)")
+    for number, status in enumerate(RegistrationStatus):
+        if status is not RegistrationStatus.ACTIVE:
+            for email in factories.register(number, status=status):
+                factories.install(email, "7.0.2")
+    before = commit(lambda session: session.execute(select(func.count()).select_from(Broadcast)).scalar())
+
+    whom = Audience(BELOW.versions, include_unknown=include_unknown)
+    told = commit(broadcasts.forecast, NOW, whom=whom)
+
+    order = list(RegistrationStatus)
+    suppressed = order.index(RegistrationStatus.BOUNCED) + order.index(RegistrationStatus.COMPLAINED)
+    assert (told.in_range, told.unknown, told.outside) == (1, 1, 1)
+    assert (told.opted_out, told.suppressed) == (order.index(RegistrationStatus.OPTED_OUT), suppressed)
+    assert told.unconfirmed == order.index(RegistrationStatus.UNCONFIRMED)
+    assert told.recipients == progress(start(whom=whom)).recipients == 1 + include_unknown
+    assert told.seconds == pytest.approx(told.recipients / 10 / pacing.HEADROOM)
+    assert before == 0
+
+
+def test_a_forecast_without_a_range_has_all_in_it() -> None:
+    factories.register(2)
+    factories.register(1, status=RegistrationStatus.OPTED_OUT)
+
+    told = commit(broadcasts.forecast, NOW)
+
+    assert (told.recipients, told.in_range, told.unknown, told.outside, told.opted_out) == (2, 2, 0, 0, 1)
+    assert told.seconds is None
+
+
+def test_a_forecast_heeds_the_daily_quota() -> None:
+    factories.register(30)
+    know(Account(10.0, daily_quota=10, sent_last_day=10))
+
+    assert commit(broadcasts.forecast, NOW).seconds == pytest.approx(3 * 86400, abs=10)
 
 
 def know(account: Account) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from email import message_from_bytes
+from email.policy import default
 from pathlib import Path
 
 import pytest
@@ -25,14 +27,14 @@ from flask_migrate import upgrade
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from registration import ROOT, broadcasts, cli, terminal
+from registration import ROOT, broadcasts, cli, feedback, terminal
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import BroadcastStatus, Pace
 from registration.sender import Sender
 
-from . import factories
+from . import factories, ledgers, ses_events
 from .conftest import HEADERS
 
 Run = Callable[..., Result]
@@ -118,6 +120,22 @@ def test_send_sends_to_everybody_and_shows_the_end(
     assert "3 of 3 sent" in result.output
     assert "recipients    3" in result.output
     assert len(list((tmp_path / "outbox").glob("*.eml"))) == 3
+
+
+def test_send_takes_html_from_a_file(
+    application: Flask, sender: Sender, run: Run, notice: Path, tmp_path: Path
+) -> None:
+    register(application, 1)
+    html = tmp_path / "notice.html"
+    html.write_text("<p>Own page</p>")
+
+    with working(sender):
+        result = run("send", "--title", "Update now", "--html", str(html), notice, "--yes")
+
+    assert result.exit_code == 0
+    (file,) = (tmp_path / "outbox").glob("*.eml")
+    mail = message_from_bytes(file.read_bytes(), policy=default)
+    assert "<p>Own page</p>" in mail.get_body(("html",)).get_content()
 
 
 def test_send_says_how_many_and_how_long_and_asks(application: Flask, run: Run, notice: Path) -> None:
@@ -239,7 +257,21 @@ def test_json_has_the_figures_of_the_api(application: Flask, run: Run, client: F
         for figures in (shown, listed[0], answered):
             figures.pop(changing, None)
     assert shown == answered
+    assert set(shown.pop("feedback").values()) == {0}
     assert listed == [shown]
+
+
+def test_show_says_what_became_of_the_messages(application: Flask, run: Run) -> None:
+    with application.app_context():
+        broadcast_id = ledgers.filled(2)
+        ledgers.settle(ledgers.claim(broadcast_id), *[ledgers.ACCEPTED] * 2)
+        first, second = ledgers.lines(broadcast_id)
+        events = [ses_events.delivery(first.id), ses_events.bounce(second.id)]
+        ledgers.commit(feedback.take, events, ledgers.NOW)
+
+    shown = run("show", broadcast_id).output
+
+    assert shown.splitlines()[-1] == "Of 2 accepted: 1 delivered, 1 bounced for good."
 
 
 def test_pause_resume_cancel_and_retry_steer_a_broadcast(application: Flask, sender: Sender, run: Run) -> None:
@@ -326,7 +358,7 @@ def test_there_are_no_other_commands() -> None:
 def test_readme_names_no_option_that_there_is_not() -> None:
     for name, rest in re.findall(r"flask --app application broadcast (\w+)(.*)", README):
         known = {text for parameter in cli.broadcast.commands[name].params for text in parameter.opts}
-        assert set(re.findall(r"--[a-z]+", rest)) <= known
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known
 
 
 def test_ctrl_c_on_a_terminal_leaves_the_broadcast_running(
@@ -339,6 +371,7 @@ def test_ctrl_c_on_a_terminal_leaves_the_broadcast_running(
     register(application, 300)
     environment = {**os.environ, **settings, "DEVELOPMENT": "true", "DB_CONN_STR": url, "SENDING_RATE": "20"}
     environment |= {"MAILER": "outbox", "SES_SENDER": "notices@example.org"}
+    environment |= {"PUBLIC_URL": "https://notices.example.org", "TOKEN_KEYS": "k" * 32}
     sender = subprocess.Popen([sys.executable, "application.py", "--sender"], cwd=ROOT, env=environment)
     try:
         output, status = on_a_terminal(["send", "--title", "Update now", str(notice)], environment)
@@ -382,3 +415,36 @@ def on_a_terminal(arguments: list[str], environment: dict[str, str]) -> tuple[st
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     pytest.fail(shown)
+
+
+def test_send_to_some_versions_says_to_whom(application: Flask, run: Run, notice: Path) -> None:
+    with application.app_context():
+        for version in ("7.0.2", "7.0.3 (1)"):
+            factories.install(*factories.register(1), version)
+        factories.register(1)
+    how = ("send", "--title", "x", "--versions", "<7.0.3.1", notice)
+
+    everybody, known = run(*how, "--dry-run"), run(*how, "--unknown", "exclude", "--dry-run")
+
+    assert (everybody.exit_code, known.exit_code) == (0, 0)
+    assert "goes to 2 recipients" in everybody.output
+    assert "goes to 1 recipients" in known.output
+    assert re.search(r"outside the range +1\n", known.output)
+    assert run("list").output == "There has been no broadcast yet.\n"
+
+
+def test_send_shows_its_versions(application: Flask, sender: Sender, run: Run, notice: Path) -> None:
+    register(application, 1)
+
+    with working(sender):
+        result = run("send", "--title", "x", "--versions", "<7.0.3.1", notice, "--yes")
+
+    assert re.search(r"versions +<7\.0\.3\.1\n", result.output)
+    assert "1 of 1 sent" in result.output
+
+
+def test_a_bad_range_is_a_sentence(run: Run, notice: Path) -> None:
+    result = run("send", "--title", "x", "--versions", "7.0.3", notice, "--yes")
+
+    assert result.exit_code == 1
+    assert "Good ones are <7.0.3.1" in result.output

@@ -16,6 +16,8 @@ from config import DEVELOPMENT_PIN, SHORTEST_PIN, ConfigurationError
 COMPLETE = {
     "DB_CONN_STR": "mysql+pymysql://user:password@host/registration",
     "SECRET_PIN": "correct horse",
+    "PUBLIC_URL": "https://reg.example.org",
+    "TOKEN_KEYS": "a key of at least thirty-two characters",
     "SES_REGION": "us-east-1",
     "SES_SENDER": "security@example.org",
 }
@@ -72,7 +74,7 @@ def test_everything_that_is_missing_is_named_in_one_message() -> None:
 def test_without_ses_only_the_database_and_the_pin_are_required() -> None:
     found = problems({"MAILER": "outbox"})
 
-    assert [sentence.split(" ")[0] for sentence in found] == ["DB_CONN_STR", "SECRET_PIN"]
+    assert [sentence.split(" ")[0] for sentence in found] == ["DB_CONN_STR", "SECRET_PIN", "PUBLIC_URL", "TOKEN_KEYS"]
 
 
 def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> None:
@@ -80,6 +82,8 @@ def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> Non
         {
             "DB_CONN_STR": "postgresql://host/registration",
             "SECRET_PIN": "short",
+            "PUBLIC_URL": "http://reg.example.org",
+            "TOKEN_KEYS": "a key of at least thirty-two characters, short",
             "MAILER": "pigeon",
             "SENDING_RATE": "fast",
             "IP_RETENTION_DAYS": "1.5",
@@ -95,8 +99,10 @@ def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> Non
         "DEVELOPMENT must be true or false.",
         "IP_RETENTION_DAYS must be a whole number.",
         "MAILER must be one of: ses, outbox.",
+        "PUBLIC_URL must begin with https:// and name a host.",
         "SECRET_PIN must have at least 8 characters.",
         "SENDING_RATE must be a number.",
+        "TOKEN_KEYS must hold keys of at least 32 characters, with commas between them.",
         "TRUSTED_PROXIES must be 0 or more.",
     ]
 
@@ -146,9 +152,10 @@ def test_a_message_about_problems_holds_no_secret() -> None:
     secret = "hunter2"
     found = problems(
         {"DB_CONN_STR": f"postgresql://user:{secret}@host:x/", "SECRET_PIN": secret, "AWS_SECRET_KEY": secret}
+        | {"PUBLIC_URL": f"https://:{secret}@", "TOKEN_KEYS": secret}
     )
 
-    assert len(found) == 5
+    assert len(found) == 7
     assert secret not in " ".join(found)
 
 
@@ -220,3 +227,40 @@ def test_sqlite_is_a_database_too(tmp_path: Path) -> None:
     taken = config.read(COMPLETE | {"DB_CONN_STR": url})
 
     assert url == taken.DB_CONN_STR
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SES_REPLY_TO", "nobody"),
+        ("SES_SENDER_NAME", "x" * 61),
+        ("SES_SENDER_NAME", "The board\r\nBcc: x@example.org"),
+        ("POSTAL_ADDRESS", "x" * 301),
+        ("POSTAL_ADDRESS", "1 Main Street\nSpringfield"),
+    ],
+)
+def test_what_goes_into_every_mail_is_checked(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        config.read({name: text}, development=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"FEEDBACK_QUEUE_URL": "registration-feedback"}, "FEEDBACK_QUEUE_URL must be the URL of a queue"),
+        (
+            {"FEEDBACK_QUEUE_URL": "https://sqs", "SES_REGION": "", "MAILER": "outbox"},
+            "FEEDBACK_QUEUE_URL needs SES_REGION",
+        ),
+        ({"CIRCUIT_BREAKER_SAMPLE": "-1"}, "CIRCUIT_BREAKER_SAMPLE must be 0 or more."),
+    ],
+)
+def test_feedback_needs_a_queue_that_can_be_one(changes: dict[str, str], sentence: str) -> None:
+    (problem,) = problems(COMPLETE | changes)
+
+    assert problem.startswith(sentence)
+
+
+def test_links_in_the_mails_of_development_lead_to_its_own_port() -> None:
+    assert config.read({"PORT": "5055"}, development=True).PUBLIC_URL == "http://127.0.0.1:5055"
+    assert config.read({"PUBLIC_URL": "http://localhost:1"}, development=True).PUBLIC_URL == "http://localhost:1"

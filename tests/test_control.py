@@ -18,15 +18,15 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
-from registration import broadcasts, create_sender, pacing
+from registration import broadcasts, create_sender, feedback, pacing
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import Broadcast, BroadcastRequest, Delivery, RegistrationStatus
 
-from . import factories
+from . import factories, ses_events
 from .conftest import HEADERS, PIN
-from .ledgers import commit
+from .ledgers import NOW, claim, commit, filled, lines, settle
 
 BROADCASTS = "/api/registration/broadcast"
 NOTICE = {"title": "Update now", "contents": "There is a hole.\n"}
@@ -105,6 +105,28 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 def assert_problem(response: TestResponse, status: int, title: str) -> None:
     assert (response.status_code, response.content_type) == (status, "application/problem+json")
     assert response.json["title"] == title
+
+
+# HTML
+
+
+def test_html_is_sent_in_place_of_the_rendered_text(application: Flask, client: FlaskClient) -> None:
+    register(application, 1)
+    mailer = SlowMailer()
+
+    with sending(application, mailer):
+        assert post(client, **NOTICE, html="<p>Own</p>").status_code in {200, 202}
+        until(lambda: bool(mailer.messages))
+
+    assert mailer.messages == [Message(NOTICE["title"], NOTICE["contents"], html="<p>Own</p>")]
+
+
+@pytest.mark.parametrize("html", ["", "x" * 200_001, "a\0b"])
+def test_html_that_cannot_be_sent_is_answered_400_and_named(client: FlaskClient, html: str) -> None:
+    response = post(client, **NOTICE, html=html)
+
+    assert_problem(response, 400, "InvalidEmailMessageException")
+    assert "html" in response.json["detail"]
 
 
 # Posting twice
@@ -336,7 +358,7 @@ def test_each_step_is_answered_with_the_figures_and_may_be_repeated(
             response = post(client, f"/{broadcast_id}/{step}")
 
     assert (response.status_code, response.json["status"], response.json["recipients"]) == (200, status, 3)
-    assert response.json.keys() == get(client, f"/{broadcast_id}").json.keys()
+    assert response.json.keys() == get(client, f"/{broadcast_id}").json.keys() - {"feedback"}
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.4])
@@ -434,6 +456,7 @@ def test_what_is_told_of_a_broadcast(application: Flask, client: FlaskClient) ->
 
     told = get(client, f"/{broadcast_id}").json
 
+    assert set(told.pop("feedback").values()) == {0}
     times = {name: told.pop(name) for name in ("createdAt", "expectedEnd")}
     assert told == {
         "status": "sending",
@@ -441,6 +464,7 @@ def test_what_is_told_of_a_broadcast(application: Flask, client: FlaskClient) ->
         "broadcastId": broadcast_id,
         "title": "Update now",
         "urgent": True,
+        "versions": None,
         "recipients": 98,
         "sent": 0,
         "failed": 0,
@@ -492,7 +516,8 @@ def test_broadcasts_are_listed_newest_first(client: FlaskClient) -> None:
         seen += page["broadcasts"]
 
     assert [one["broadcastId"] for one in seen] == ids[::-1]
-    assert seen[0] == get(client, f"/{ids[-1]}").json
+    told = get(client, f"/{ids[-1]}").json
+    assert seen[0] == {name: told[name] for name in told if name != "feedback"}
     assert page.keys() == {"broadcasts", "next"}
 
 
@@ -518,3 +543,122 @@ def test_a_page_has_at_most_a_hundred_broadcasts(client: FlaskClient) -> None:
 
 def test_broadcasts_are_listed_with_the_pin_only(client: FlaskClient) -> None:
     assert_problem(client.get(BROADCASTS), 401, "InvalidSecretPinException")
+
+
+# Versions
+
+
+def install(application: Flask, *versions: str) -> list[str]:
+    """Register a clinic for each version, with an installation of it; none for an empty one. Return the addresses."""
+    with application.app_context():
+        emails = factories.register(len(versions))
+        for email, version in zip(emails, versions, strict=True):
+            if version:
+                factories.install(email, version)
+        return emails
+
+
+@pytest.mark.parametrize(
+    ("unknown", "wanted"), [({}, {0, 2}), ({"unknown": "Include"}, {0, 2}), ({"unknown": "exclude"}, {0})]
+)
+def test_a_broadcast_goes_to_the_versions_that_it_names(
+    application: Flask, client: FlaskClient, unknown: dict[str, str], wanted: set[int]
+) -> None:
+    emails = install(application, "7.0.2", "7.0.3 (1)", "")
+    mailer = SlowMailer()
+    with sending(application, mailer):
+        answer = post(client, **NOTICE, versions="<7.0.3.1", **unknown).json
+        until(lambda: get(client, f"/{answer['broadcastId']}").json["status"] == "sent")
+
+    assert mailer.sent == Counter(emails[number] for number in wanted)
+    assert (answer["versions"], answer["recipients"]) == ("<7.0.3.1", len(wanted))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"versions": ""},
+        {"versions": "7.0.3"},
+        {"versions": "<7.0.3" + " " * 200},
+        {"versions": "<7.0.3", "unknown": "maybe"},
+        {"unknown": "exclude"},
+        {"versions": "<7.0.3 and more", "dry_run": "true"},
+    ],
+)
+def test_versions_that_cannot_be_read_are_answered_400(
+    application: Flask, client: FlaskClient, fields: dict[str, str]
+) -> None:
+    register(application, 1)
+
+    assert_problem(post(client, **NOTICE, **fields), 400, "InvalidVersionRangeException")
+    assert count(application, Broadcast) == 0
+
+
+def test_a_bad_range_is_answered_with_a_good_one(client: FlaskClient) -> None:
+    assert "<7.0.3.1" in post(client, **NOTICE, versions="7.0.3").json["detail"]
+
+
+def test_a_dry_run_tells_who_would_get_it_and_sends_nothing(application: Flask, client: FlaskClient) -> None:
+    install(application, "7.0.2", "7.0.3 (1)", "")
+
+    response = post(client, **NOTICE, versions="<7.0.3.1", dry_run="true")
+
+    assert response.status_code == 200
+    assert response.json == {
+        "dryRun": True,
+        "versions": "<7.0.3.1",
+        "recipients": 2,
+        "inRange": 1,
+        "unknown": 1,
+        "outside": 1,
+        "optedOut": 0,
+        "suppressed": 0,
+        "unconfirmed": 0,
+        "seconds": None,
+    }
+    assert [count(application, model) for model in (Broadcast, BroadcastRequest, Delivery)] == [0, 0, 0]
+
+
+def test_a_dry_run_of_a_test_sends_no_test(client: FlaskClient, mailer: SlowMailer) -> None:
+    assert post(client, **NOTICE, test="ann@example.org", dry_run="true").json["dryRun"] is True
+    assert not mailer.sent
+
+
+@pytest.fixture
+def month(settings: dict[str, str]) -> None:
+    settings["INSTALLATION_MAX_AGE_DAYS"] = "30"
+
+
+def test_an_installation_that_was_not_seen_for_long_tells_no_version(
+    month: None, application: Flask, client: FlaskClient
+) -> None:
+    with application.app_context():
+        for days in (29, 31):
+            (email,) = factories.register(1)
+            factories.install(email, "7.0.3 (1)", last_seen_at=datetime.now(UTC) - timedelta(days=days))
+
+    told = post(client, **NOTICE, versions="<7.0.3.1", dry_run="true").json
+
+    assert (told["outside"], told["unknown"]) == (1, 1)
+
+
+def test_what_became_of_the_accepted_messages_is_told_with_one_broadcast(
+    application: Flask, client: FlaskClient
+) -> None:
+    with application.app_context():
+        broadcast_id = filled(4)
+        settle(claim(broadcast_id), *[ACCEPTED] * 4)
+        first, second, *_ = lines(broadcast_id)
+        commit(feedback.take, [ses_events.delivery(first.id), ses_events.bounce(second.id)], NOW)
+
+    told = get(client, f"/{broadcast_id}").json["feedback"]
+
+    assert told == {
+        "accepted": 4,
+        "delivered": 1,
+        "delayed": 0,
+        "softBounced": 0,
+        "hardBounced": 1,
+        "complained": 0,
+        "rejected": 0,
+    }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from flask import Flask
-from sqlalchemy import insert, select, text
-from sqlalchemy.exc import StatementError
+from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.exc import OperationalError, StatementError
 
-from registration.db import autocommit, db
+from registration.db import CONNECT_SECONDS, LOCK_SECONDS, autocommit, db, engine_options
 from registration.models import Registration, RegistrationStatus
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
@@ -68,3 +69,26 @@ def test_transactions_on_mysql_read_what_is_committed() -> None:
         assert db.session.connection().get_isolation_level() == "READ COMMITTED"
     else:
         assert db.session.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
+
+
+def test_nobody_waits_long_for_a_lock() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no row locks")
+    for engine in db.engines.values():
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT @@innodb_lock_wait_timeout")).scalar_one() == LOCK_SECONDS
+
+
+def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def hang(address: object, timeout: float | None = None, **others: object) -> None:
+        asked.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", hang)
+    engine = create_engine(**engine_options("mysql+pymysql://nobody@192.0.2.1/none", pool_size=1))
+
+    with pytest.raises(OperationalError):
+        engine.connect()
+    assert asked == [CONNECT_SECONDS]

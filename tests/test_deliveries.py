@@ -14,13 +14,13 @@ from werkzeug.test import TestResponse
 
 from registration import ledger
 from registration.db import db
-from registration.models import Delivery, DeliveryStatus, Registration
+from registration.models import Delivery, DeliveryStatus, Feedback, Registration
 from registration.web import deliveries
 
 from .conftest import HEADERS
 from .ledgers import ACCEPTED, NOW, REFUSED, claim, filled, settle
 
-COLUMNS = ["recipient", "status", "reason", "attempts", "settledAt", "messageId"]
+COLUMNS = ["recipient", "status", "reason", "attempts", "settledAt", "messageId", "feedback"]
 
 
 def get(client: FlaskClient, broadcast_id: int, headers: dict[str, str] | None = None, **query: Any) -> TestResponse:
@@ -192,3 +192,16 @@ def test_a_file_that_nobody_takes_to_its_end_holds_no_connection(application: Fl
 def connections_in_use(application: Flask) -> int:
     with application.app_context():
         return db.engine.pool.checkedout()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_what_the_mail_service_told_afterwards_is_told(application: Flask, client: FlaskClient, form: str) -> None:
+    broadcast_id = half_sent(application)
+    with application.app_context():
+        db.session.execute(update(Delivery).where(Delivery.status == "sent").values(feedback=Feedback.HARD_BOUNCE))
+        db.session.commit()
+
+    response = get(client, broadcast_id, format=form)
+
+    told = response.json["deliveries"] if form == "json" else rows(response)
+    assert [one["feedback"] or None for one in told] == ["hard_bounce"] * 3 + [None] * 3

@@ -53,7 +53,7 @@ NAMESPACES = {
 LARGEST_ENVIRONMENT = 4096
 """Bytes of all environment properties together."""
 DEVELOPMENT_ONLY = {"PORT", "DEVELOPMENT"}
-SECRETS = {"DB_CONN_STR", "SECRET_PIN", "AWS_ACCESS_ID", "AWS_SECRET_KEY"}
+SECRETS = {"DB_CONN_STR", "SECRET_PIN", "TOKEN_KEYS", "AWS_ACCESS_ID", "AWS_SECRET_KEY"}
 # What may be logged: nothing that the query string, the referer or another header of the client's goes into.
 LOGGED = {
     "$body_bytes_sent",
@@ -64,7 +64,7 @@ LOGGED = {
     "$time_iso8601",
     "$upstream_http_x_request_id",
     "$upstream_status",
-    "$uri",
+    "$logged_path",
 }
 NGINX_READ_SECONDS = 60
 """nginx's default of proxy_read_timeout."""
@@ -122,7 +122,7 @@ def test_every_setting_of_production_is_declared_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", sorted(SETTINGS.keys() - {"TRUSTED_PROXIES"}))
 def test_a_declared_value_is_the_default_or_empty(name: str) -> None:
-    assert DECLARED[name] in ("", str(SETTINGS[name].default))
+    assert DECLARED[name] in ("", str(SETTINGS[name].default), str(SETTINGS[name].default).lower())
 
 
 def test_the_load_balancer_and_nginx_are_the_trusted_proxies() -> None:
@@ -138,6 +138,8 @@ def test_the_declared_values_and_the_operators_own_make_a_configuration() -> Non
     own = {
         "DB_CONN_STR": "mysql+pymysql://user:password@host/registration",
         "SECRET_PIN": "correct horse battery staple",
+        "PUBLIC_URL": "https://reg.example.org",
+        "TOKEN_KEYS": "a key of at least thirty-two characters",
         "SES_REGION": "us-east-1",
         "SES_SENDER": "security@example.org",
     }

@@ -6,7 +6,7 @@ import json
 from datetime import timedelta, timezone
 
 from registration import figures
-from registration.models import BroadcastStatus
+from registration.models import BroadcastStatus, Feedback
 
 from .factories import NOON, progress
 
@@ -34,3 +34,17 @@ def test_what_is_not_known_is_null() -> None:
 
 def test_a_time_is_in_utc() -> None:
     assert figures.iso(NOON.astimezone(timezone(timedelta(hours=5)))) == "2026-11-23T12:00:00Z"
+
+
+def test_each_accepted_message_counts_once_by_what_became_of_it() -> None:
+    counts = dict(zip(Feedback, (1, 2, 3, 4, 5, 6), strict=True))
+
+    assert figures.of_feedback(30, counts) == {
+        "accepted": 30,
+        "delivered": 2,
+        "delayed": 1,
+        "softBounced": 3,
+        "hardBounced": 4,
+        "complained": 5,
+        "rejected": 6,
+    }

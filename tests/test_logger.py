@@ -199,11 +199,15 @@ def application(database_url: str, file: Path, tmp_path: Path, readable: bool) -
     environment = {
         "DB_CONN_STR": database_url,
         "SECRET_PIN": PIN,
+        "PUBLIC_URL": "https://reg.example.org",
+        "TOKEN_KEYS": "a key of at least thirty-two characters",
         "MAILER": "outbox",
         "SES_SENDER": "notices@example.org",
         "OUTBOX_DIRECTORY": str(tmp_path / "outbox"),
         "LOG_FILE": str(file),
         "BROADCAST_WAIT_SECONDS": "0",
+        "ALLOW_RESERVED_DOMAINS": "true",
+        "REGISTRATIONS_PER_NETWORK": "0",
     }
     application = create_application(config.read(environment, development=readable))
     with application.app_context():
@@ -257,7 +261,7 @@ def fail_with(statement: str, **values: object) -> Callable[..., None]:
 @contextmanager
 def failing_core(monkeypatch: pytest.MonkeyPatch, failure: Callable[..., Any]) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(registrations, "register", failure)
+        patch.setattr(registrations.Registrar, "register", failure)
         patch.setattr(broadcasts, "start", failure)
         yield
 

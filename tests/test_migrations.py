@@ -33,7 +33,13 @@ def definitions(application: Flask) -> dict[str, str]:
             if name in found:
                 found[f"rows of {name}"] = str(connection.execute(text(f"SELECT * FROM {name}")).all())
     found["alembic_version"] = found.get("alembic_version", "").partition(" ENGINE")[0]
-    return {name: re.sub(r" AUTO_INCREMENT=\d+", "", definition) for name, definition in found.items()}
+    return {name: without_chance(definition) for name, definition in found.items()}
+
+
+def without_chance(definition: str) -> str:
+    """Return a definition without what depends on its history: the next id, and the order of the indexes."""
+    lines = re.sub(r" AUTO_INCREMENT=\d+", "", definition).replace(",\n", "\n").split("\n")
+    return "\n".join(sorted(lines, key=lambda line: line if line.startswith("  KEY") else ""))
 
 
 def load(server: mariadb.Server, sql: str, *database: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -16,6 +17,8 @@ from registration.mailers import Recipient, Verdict
 from registration.mailers.outbox import OutboxMailer
 from registration.messages import Message
 
+from . import factories
+
 MESSAGE = Message(subject="Update now \U0001f6a8", text="Es gibt eine Lücke.\n")
 
 
@@ -23,15 +26,39 @@ def read(folder: Path) -> list[EmailMessage]:
     return [message_from_bytes(file.read_bytes(), policy=default) for file in sorted(folder.glob("*.eml"))]
 
 
+def body(mail: EmailMessage, kind: str) -> str:
+    part = mail.get_body((kind,))
+    assert part is not None
+    return str(part.get_content()).replace("\r\n", "\n")
+
+
+def test_a_file_has_the_headers_of_a_list_and_a_long_link_stays_whole(tmp_path: Path) -> None:
+    link = f"https://registration.example.org/opt-out/{'t' * 400}"
+    head = factories.letterhead(opt_out_url=lambda _: link, reply_to="board@example.org", sender_name="Ä")
+
+    OutboxMailer(tmp_path, head).send(MESSAGE, [Recipient(1, "ann@example.org", uuid.UUID(int=1))])
+
+    (mail,) = read(tmp_path)
+    assert mail["List-Unsubscribe"] == f"<{link}>"
+    assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert mail["List-Id"].endswith("<notices.registration.example.org>")
+    assert (mail["Auto-Submitted"], mail["Reply-To"]) == ("auto-generated", "board@example.org")
+    assert mail["From"].addresses[0].display_name == "Ä"
+    assert link in body(mail, "plain")
+    assert link in body(mail, "html")
+    assert mail.get_content_type() == "multipart/alternative"
+
+
 def test_every_recipient_gets_a_file_that_a_mail_program_opens(tmp_path: Path) -> None:
-    outcomes = OutboxMailer(tmp_path / "outbox", "notices@example.org").send(
+    outcomes = OutboxMailer(tmp_path / "outbox", factories.letterhead()).send(
         MESSAGE, [Recipient(1, "ann@example.org"), Recipient(2, "bob@example.org")]
     )
 
     ann, bob = read(tmp_path / "outbox")
     assert (ann["To"], bob["To"]) == ("ann@example.org", "bob@example.org")
     assert (ann["From"], ann["Subject"]) == ("notices@example.org", MESSAGE.subject)
-    assert ann.get_content().replace("\r\n", "\n") == MESSAGE.text
+    assert body(ann, "plain").startswith(MESSAGE.text)
+    assert "Lücke" in body(ann, "html")
     assert parsedate_to_datetime(ann["Date"]).tzinfo is not None
     assert ann["Message-ID"].endswith("@example.org>")
     assert ann["Message-ID"] != bob["Message-ID"]
@@ -42,7 +69,7 @@ def test_every_recipient_gets_a_file_that_a_mail_program_opens(tmp_path: Path) -
 
 
 def test_an_unusual_address_stays_inside_the_folder(tmp_path: Path) -> None:
-    OutboxMailer(tmp_path, "notices@example.org").send(
+    OutboxMailer(tmp_path, factories.letterhead()).send(
         MESSAGE, [Recipient(1, "../a/b@example.org"), Recipient(2, f"{'x' * 60}@{'y' * 180}.org")]
     )
 
@@ -50,7 +77,7 @@ def test_an_unusual_address_stays_inside_the_folder(tmp_path: Path) -> None:
 
 
 def test_sending_a_delivery_again_replaces_its_file(tmp_path: Path) -> None:
-    mailer = OutboxMailer(tmp_path, "notices@example.org")
+    mailer = OutboxMailer(tmp_path, factories.letterhead())
     for _ in range(2):
         mailer.send(MESSAGE, [Recipient(1, "ann@example.org")])
 
@@ -60,7 +87,7 @@ def test_sending_a_delivery_again_replaces_its_file(tmp_path: Path) -> None:
 @given(text=st.text(st.characters(exclude_categories=["Cc", "Cs"], include_characters="\t\n"), min_size=1))
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
 def test_the_text_is_what_was_written(tmp_path: Path, text: str) -> None:
-    OutboxMailer(tmp_path, "notices@example.org").send(Message("Title", text), [Recipient(1, "ann@example.org")])
+    OutboxMailer(tmp_path, factories.letterhead()).send(Message("Title", text), [Recipient(1, "ann@example.org")])
 
     (mail,) = read(tmp_path)
-    assert mail.get_content().replace("\r\n", "\n").rstrip("\n") == text.rstrip("\n")
+    assert body(mail, "plain").startswith(text)

@@ -220,3 +220,16 @@ def test_wrong_pins_in_the_fields_of_a_post_are_counted_as_well(client: FlaskCli
 def test_an_address_that_cannot_be_read_is_counted_too(client: FlaskClient) -> None:
     assert [ask(client, "wrong", "unknown") for _ in range(11)] == [401] * 10 + [429]
     assert ask(client, PIN, HERE) == 200
+
+
+def test_a_pin_is_compared_in_a_time_that_tells_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def compare(given: bytes, expected: bytes) -> bool:
+        compared.append((given, expected))
+        return given == expected
+
+    monkeypatch.setattr(pins.hmac, "compare_digest", compare)
+
+    assert [admit(WRONG), admit(RIGHT)] == ["wrong", "in"]
+    assert compared == [(WRONG, RIGHT), (RIGHT, RIGHT)]

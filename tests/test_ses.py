@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import uuid
 from collections.abc import Iterator
 
 import boto3
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from moto import mock_aws
 from moto.ses.models import ses_backends
 
+from registration import messages
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.mailers import ses as ses_module
+from registration.mailers.letters import Letterhead
 from registration.mailers.ses import SesMailer, make_client
 from registration.messages import LONGEST_CONTENTS, Message
 
-from . import ses_fake
+from . import factories, ses_fake
 from .mariadb import free_port
 from .ses_fake import Answer, SesFake
 
@@ -50,7 +49,7 @@ def mailer(fake: SesFake, monkeypatch: pytest.MonkeyPatch) -> SesMailer:
 
 def make_mailer(url: str, monkeypatch: pytest.MonkeyPatch) -> SesMailer:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", url)
-    return SesMailer(make_client("us-east-1", "test", "test"), SENDER, "notices")
+    return SesMailer(make_client("us-east-1", "test", "test"), factories.letterhead(), "notices")
 
 
 def verdicts(outcomes: list[Outcome]) -> list[Verdict]:
@@ -68,39 +67,68 @@ def test_each_recipient_gets_a_message_of_their_own(
         (recipient.address, str(recipient.delivery_id)) for recipient in recipients
     ]
     assert [outcome.message_id for outcome in outcomes] == [mail.message_id for mail in fake.accepted]
-    assert {(mail.subject, mail.text) for mail in fake.accepted} == {(MESSAGE.subject, MESSAGE.text)}
+    assert {mail.subject for mail in fake.accepted} == {MESSAGE.subject}
+    assert all(mail.text.startswith(MESSAGE.text) for mail in fake.accepted)
     assert fake.accepted[0].request["FromEmailAddress"] == SENDER
     assert fake.accepted[0].request["ConfigurationSetName"] == "notices"
     assert len(fake.calls) == 1
 
 
-@given(
-    subject=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=200),
-    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
-    number=st.sampled_from([1, 2]),
-)
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
-def test_a_message_arrives_exactly_as_written(
-    mailer: SesMailer, fake: SesFake, subject: str, text: str, number: int
+@pytest.mark.parametrize("batch", [1, 3], ids=["single", "bulk"])
+def test_every_mail_has_the_headers_of_a_list_and_a_link_of_its_own(
+    mailer: SesMailer, fake: SesFake, batch: int
 ) -> None:
-    mailer.send(Message(subject, text), THREE[:number])
+    people = [Recipient(number, f"clinic-{number}@example.org", uuid.UUID(int=number)) for number in range(batch)]
 
-    assert (fake.accepted[-1].subject, fake.accepted[-1].text) == (subject, text)
+    mailer.send(MESSAGE, people)
+
+    for person, accepted in zip(people, fake.accepted, strict=True):
+        assert person.product_id is not None
+        mail, link = accepted.mail, f"https://registration.example.org/opt-out/{person.product_id.hex}"
+        assert mail["List-Unsubscribe"] == f"<{link}>"
+        assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+        assert mail["List-Id"] == "OpenEMR security and update notices <notices.registration.example.org>"
+        assert mail["Auto-Submitted"] == "auto-generated"
+        assert mail["Feedback-ID"].startswith("openemr-notices:")
+        assert [part.get_content().count(link) for part in mail.iter_parts()] == [1, 1]
 
 
-@pytest.mark.parametrize("text", ["Use {{ mustache }} and {{{x}}}, {{ 5", "</script> & <b>\"'", "\U0001f6a8 שלום"])
-def test_what_looks_like_a_template_or_markup_is_left_alone(mailer: SesMailer, fake: SesFake, text: str) -> None:
-    mailer.send(Message(subject=text, text=text), THREE)
+@pytest.mark.parametrize("name", ["OpenEMR", 'OpenEMR, "the board"', "Órgano"])
+def test_a_mail_says_who_sends_it_and_where_answers_go(fake: SesFake, mailer: SesMailer, name: str) -> None:
+    head = factories.letterhead(sender_name=name, reply_to="board@example.org")
 
-    assert (fake.accepted[0].subject, fake.accepted[0].text) == (text, text)
+    SesMailer(mailer.client, head).send(MESSAGE, ONE)
+
+    sender = fake.accepted[0].mail["From"].addresses[0]
+    assert (sender.display_name, sender.addr_spec) == (name, SENDER)
+    assert fake.accepted[0].mail["Reply-To"] == "board@example.org"
 
 
-def test_the_longest_contents_fit_the_template_data_of_a_bulk_call(mailer: SesMailer, fake: SesFake) -> None:
-    mailer.send(Message(subject="s" * 200, text='"' * LONGEST_CONTENTS), THREE)
+def test_who_is_not_registered_gets_no_link_of_anybody(mailer: SesMailer, fake: SesFake) -> None:
+    mailer.send(messages.mark_as_test(MESSAGE), ONE)
 
-    data = fake.accepted[0].request["DefaultContent"]["Template"]["TemplateData"]
-    assert len(data) <= 262_144
-    assert json.loads(data)["text"] == '"' * LONGEST_CONTENTS
+    mail = fake.accepted[0].mail
+    assert "List-Unsubscribe" not in mail
+    assert all("This is a test" in part.get_content() for part in mail.iter_parts())
+
+
+def test_a_letter_is_written_once_for_all_calls(mailer: SesMailer, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Message] = []
+    write = Letterhead.write
+    monkeypatch.setattr(Letterhead, "write", lambda head, message: written.append(message) or write(head, message))
+
+    for batch in (THREE, ONE, THREE):
+        mailer.send(MESSAGE, batch)
+
+    assert written == [MESSAGE]
+
+
+def test_a_letter_too_large_for_a_template_arrives_in_calls_of_its_own(mailer: SesMailer, fake: SesFake) -> None:
+    outcomes = mailer.send(Message(subject="s" * 200, text='"' * LONGEST_CONTENTS), THREE)
+
+    assert verdicts(outcomes) == [Verdict.ACCEPTED] * 3
+    assert len(fake.calls) == 3
+    assert all(mail.text.startswith('"' * LONGEST_CONTENTS) for mail in fake.accepted)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +213,7 @@ def test_missing_credentials_are_named(fake: SesFake, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", fake.url)
 
-    (outcome,) = SesMailer(make_client("us-east-1", "", ""), SENDER).send(MESSAGE, ONE)
+    (outcome,) = SesMailer(make_client("us-east-1", "", ""), factories.letterhead()).send(MESSAGE, ONE)
 
     assert outcome.verdict is Verdict.HELD
     assert "AWS_ACCESS_ID" in (outcome.reason or "")
@@ -274,7 +302,7 @@ def test_a_rate_that_ses_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 @mock_aws
 def test_moto_takes_the_single_message_and_refuses_a_sender_it_has_not_verified() -> None:
-    mailer = SesMailer(make_client("us-east-1", "test", "test"), SENDER)
+    mailer = SesMailer(make_client("us-east-1", "test", "test"), factories.letterhead())
 
     (refused,) = mailer.send(MESSAGE, ONE)
     boto3.client("sesv2", region_name="us-east-1").create_email_identity(EmailIdentity=SENDER)
@@ -282,5 +310,6 @@ def test_moto_takes_the_single_message_and_refuses_a_sender_it_has_not_verified(
 
     assert (refused.verdict, taken.verdict) == (Verdict.HELD, Verdict.ACCEPTED)
     (mail,) = ses_backends["123456789012"]["us-east-1"].sent_messages
-    assert (mail.source, mail.subject, mail.body) == (SENDER, MESSAGE.subject, MESSAGE.text)
+    assert (mail.source, mail.subject) == (SENDER, MESSAGE.subject)
+    assert MESSAGE.text.strip() in mail.body
     assert mail.destinations["ToAddresses"] == ["ann@example.org"]

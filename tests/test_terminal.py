@@ -107,3 +107,16 @@ def test_a_file_gets_a_plain_line_now_and_then() -> None:
 )
 def test_durations_are_said_and_counted(seconds: float, said: str, clock: str) -> None:
     assert (terminal.duration(seconds), terminal.clock(seconds)) == (said, clock)
+
+
+def test_what_became_of_the_messages_is_one_line_without_what_there_was_not() -> None:
+    told = {"accepted": 4700, "delivered": 4650, "delayed": 0, "softBounced": 0, "hardBounced": 12}
+    told |= {"complained": 1, "rejected": 0}
+
+    assert terminal.feedback(told) == "Of 4,700 accepted: 4,650 delivered, 12 bounced for good, 1 reported as spam."
+
+
+def test_nothing_is_said_before_anything_was_told() -> None:
+    names = ("accepted", "delivered", "delayed", "softBounced", "hardBounced", "complained", "rejected")
+
+    assert terminal.feedback(dict.fromkeys(names, 0)) == ""

@@ -51,7 +51,7 @@ def test_a_test_goes_to_one_address_and_says_that_it_is_one() -> None:
     trials.send(mailer, MESSAGE, "ann@example.org")
 
     ((message, recipients),) = mailer.given
-    assert message == Message(f"[TEST] {MESSAGE.subject}", MESSAGE.text)
+    assert message == Message(f"[TEST] {MESSAGE.subject}", MESSAGE.text, is_test=True)
     assert [recipient.address for recipient in recipients] == ["ann@example.org"]
 
 

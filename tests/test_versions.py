@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registration.versions import sort_key
+from registration.errors import InvalidVersionRangeException
+from registration.versions import LONGEST_RANGE, Range, parse_range, sort_key
 
 NUMBERS = st.tuples(*[st.integers(0, 9999)] * 4)
 LARGEST_KEY = 2**63 - 1
@@ -103,3 +105,109 @@ def test_any_text_has_a_place_that_the_database_holds_or_none(version: str) -> N
     key = sort_key(version)
 
     assert key is None or 0 <= key <= LARGEST_KEY
+
+
+OPERATORS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+SOME_VERSIONS = st.builds(
+    lambda numbers, tag: "{}.{}.{}{} ({})".format(*numbers[:3], tag, numbers[3]),
+    st.tuples(st.integers(6, 8), *[st.integers(0, 2)] * 2, st.sampled_from([0, 1, 2, 9999])),
+    st.sampled_from(["", "-dev"]),
+)
+"""Few enough to meet, and at the ends of a series."""
+CLAUSES = st.tuples(st.sampled_from(sorted(OPERATORS)), SOME_VERSIONS)
+
+
+def range_or_none(text: str) -> Range | None:
+    try:
+        return parse_range(text)
+    except InvalidVersionRangeException:
+        return None
+
+
+@given(st.lists(CLAUSES, min_size=1, max_size=5), st.lists(SOME_VERSIONS, min_size=1))
+@settings(deadline=None)
+def test_a_range_agrees_with_comparing_versions(clauses: list[tuple[str, str]], candidates: list[str]) -> None:
+    written = range_or_none(", ".join(f"{sign} {version}" for sign, version in clauses))
+
+    for candidate in [*candidates, *(version for _, version in clauses)]:
+        key = sort_key(candidate)
+        holds = all(OPERATORS[sign](key, sort_key(version)) for sign, version in clauses)
+        assert (written is not None and key in written) == holds
+
+
+@given(st.lists(CLAUSES, min_size=1, max_size=5))
+@settings(deadline=None)
+def test_the_intervals_of_a_range_are_in_order_and_apart(clauses: list[tuple[str, str]]) -> None:
+    written = range_or_none(",".join(sign + version for sign, version in clauses))
+
+    if written is not None:
+        ends = [end for interval in written.intervals for end in interval]
+        assert ends == sorted(ends)
+        assert all(last + 1 < first for (_, last), (first, _) in pairwise(written.intervals))
+        assert 0 <= ends[0] <= ends[-1] <= LARGEST_KEY
+
+
+@given(st.lists(st.integers(6, 8), min_size=2, max_size=4), SOME_VERSIONS)
+@settings(deadline=None)
+def test_a_compatible_version_is_at_least_this_one_and_of_its_series(numbers: list[int], candidate: str) -> None:
+    version = ".".join(map(str, numbers))
+    series = ".".join(map(str, numbers[:-1]))
+
+    assert parse_range(f"~={version}").intervals == parse_range(f">={version},=={series}.*").intervals
+    belongs = candidate.replace("-dev", "").replace(" (", ".").startswith(f"{series}.")
+    assert (sort_key(candidate) in parse_range(f"=={series}.*")) == belongs
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("<7.0.3.1", ["7.0.3", "7.0.3 (0)", "5.0.2", "7.0.3.1-dev"], ["7.0.3 (1)", "7.0.4-dev"]),
+        (">=6.0.0,<7.0.2", ["6.0.0", "7.0.1 (3)", "7.0.2-dev"], ["5.0.2 (9)", "7.0.2", "6.0.0-dev"]),
+        ("==7.0.3", ["7.0.3"], ["7.0.3 (1)", "7.0.3-dev"]),
+        ("==7.0.3 (1)", ["7.0.3.1"], ["7.0.3"]),
+        ("==7.0.3.*", ["7.0.3", "7.0.3 (9999)", "7.0.3-dev"], ["7.0.2 (9999)", "7.0.4-dev"]),
+        ("!=7.0.*", ["6.9.9", "7.1.0-dev"], ["7.0.0-dev", "7.0.9 (9)"]),
+        ("~=7.0.2", ["7.0.2", "7.0.9 (1)"], ["7.0.2-dev", "7.1.0-dev"]),
+        ("~= v7.0.3.1", ["7.0.3 (1)", "7.0.3 (2)"], ["7.0.3", "7.0.4-dev"]),
+    ],
+)
+def test_what_is_in_a_range(text: str, inside: list[str], outside: list[str]) -> None:
+    written = parse_range(text)
+
+    for version in inside:
+        assert sort_key(version) in written, version
+    for version in outside:
+        assert sort_key(version) not in written, version
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", ",", "7.0.3", "<", "<banana", "<7", "=7.0.3", "===7.0.3", "<>7.0.3", "<7.0.3,", "<7.0.*", "~=7.0.*",
+     "==*", "<7.0.3 >6.0", "<7.0.3.1.2", "<7.0.\u0663", "<7.0,>8.0"],
+)  # fmt: skip
+def test_a_range_that_cannot_be_read_is_refused_and_a_good_one_shown(text: str) -> None:
+    with pytest.raises(InvalidVersionRangeException, match=r"<7\.0\.3\.1"):
+        parse_range(text)
+
+
+def test_the_length_of_a_range_has_a_limit() -> None:
+    padded = "<7.0.3" + " " * (LONGEST_RANGE - 6)
+
+    assert parse_range(padded).text == "<7.0.3"
+    with pytest.raises(InvalidVersionRangeException, match="200"):
+        parse_range(padded + " ")
+
+
+@given(st.one_of(st.text(max_size=220), st.from_regex(r"([<>=!~]{1,2} ?[0-9v.*()-]{1,9},?){1,4}", fullmatch=True)))
+@settings(deadline=None)
+def test_any_text_is_a_range_or_refused(text: str) -> None:
+    written = range_or_none(text)
+
+    assert written is None or written.intervals

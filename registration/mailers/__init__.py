@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -37,10 +38,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Recipient:
-    """Where one delivery goes."""
+    """Where one delivery goes; without a product id, to somebody who need not be registered."""
 
     delivery_id: int
     address: str
+    product_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True)

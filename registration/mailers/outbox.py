@@ -6,15 +6,37 @@ import math
 import re
 from collections.abc import Sequence
 from email.message import EmailMessage
-from email.policy import SMTP
+from email.policy import EmailPolicy
 from email.utils import format_datetime, localtime, make_msgid
+from functools import lru_cache
 from pathlib import Path
 
 from ..messages import Message
 from . import Account, Outcome, Recipient, Verdict
+from .letters import Letterhead
 
+FEEDBACK_ID = "openemr-notices"
 _LONGEST_NAME = 200
 _UNUSUAL = re.compile(r"[^\w.@+-]", re.ASCII)
+
+
+class _Policy(EmailPolicy):
+    """SMTP's, but a link stays whole: Python would encode one that is longer than a line, and no program knew it."""
+
+    def fold(self, name: str, value: str) -> str:
+        """Return a header as it is written, in lines."""
+        if name == "List-Unsubscribe":
+            return f"{name}: {value}{self.linesep}"
+        return str(super().fold(name, value))
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        """Return a header as it is written, in bytes."""
+        if name == "List-Unsubscribe":
+            return self.fold(name, value).encode("ascii")
+        return bytes(super().fold_binary(name, value))
+
+
+_POLICY = _Policy(linesep="\r\n")
 
 
 class OutboxMailer:
@@ -22,9 +44,10 @@ class OutboxMailer:
 
     largest_batch = 50
 
-    def __init__(self, directory: Path, sender: str) -> None:
+    def __init__(self, directory: Path, letterhead: Letterhead) -> None:
         self.directory = directory
-        self.sender = sender
+        self.letterhead = letterhead
+        self._letter = lru_cache(maxsize=8)(letterhead.write)
 
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         """Write a file for each recipient. A delivery that is sent again replaces its own file."""
@@ -36,13 +59,21 @@ class OutboxMailer:
         return Account(sending_rate=math.inf)
 
     def _write(self, message: Message, recipient: Recipient) -> Outcome:
-        mail = EmailMessage(policy=SMTP)
-        mail["From"] = self.sender
+        letterhead, letter = self.letterhead, self._letter(message)
+        link = letterhead.link(recipient.product_id)
+        mail = EmailMessage(policy=_POLICY)
+        mail["From"] = letterhead.from_address
         mail["To"] = recipient.address
-        mail["Subject"] = message.subject
+        if letterhead.reply_to:
+            mail["Reply-To"] = letterhead.reply_to
+        mail["Subject"] = letter.subject
         mail["Date"] = format_datetime(localtime())
-        mail["Message-ID"] = make_msgid(domain=self.sender.rpartition("@")[2])
-        mail.set_content(message.text)
+        mail["Message-ID"] = make_msgid(domain=letterhead.sender.rpartition("@")[2])
+        headers = letterhead.opt_out_headers(recipient.product_id) | letterhead.headers | {"Feedback-ID": FEEDBACK_ID}
+        for name, value in headers.items():
+            mail[name] = value
+        mail.set_content(letter.text.with_link(link))
+        mail.add_alternative(letter.html.with_link(link), subtype="html")
         name = _UNUSUAL.sub("_", f"{recipient.delivery_id}-{recipient.address}")[:_LONGEST_NAME]
         unfinished = self.directory / f".{name}.unfinished"
         unfinished.write_bytes(bytes(mail))

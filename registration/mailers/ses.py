@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -30,24 +32,38 @@ from botocore.parsers import ResponseParserError
 
 from ..messages import Message
 from . import Account, Outcome, Recipient, Verdict
+from .letters import ONE_CLICK, Letter, Letterhead
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
-    from mypy_boto3_sesv2.type_defs import EmailTemplateContentTypeDef
+    from mypy_boto3_sesv2.type_defs import EmailTemplateContentTypeDef, TemplateTypeDef
 
 BULK_ENTRIES = 50
 """https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html"""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 ONE_BY_ONE_SECONDS = 5.0
+LARGE_SECONDS = 15.0
+"""How long a batch of calls may take whose letter is too large for one call."""
+LARGEST_DATA = 262_144
+"""Of the data of a template, as JSON: https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_Template.html"""
 SUSPICIOUS = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
 CALLS_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
 
-_TEMPLATE: EmailTemplateContentTypeDef = {"Subject": "{{subject}}", "Text": "{{text}}"}
-"""The template is fixed. What a person wrote travels as data only: inside a template, `{{ x }}` would vanish."""
+_TEMPLATE: EmailTemplateContentTypeDef = {
+    "Subject": "{{subject}}",
+    "Text": "{{text_before}}{{link}}{{text_after}}",
+    "Html": "{{html_before}}{{link}}{{html_after}}",
+}
+"""The template is fixed. What a person wrote travels as data only: inside a template, `{{ x }}` would vanish.
+
+SES escapes nothing: what goes into the HTML part is HTML already.
+"""
+_FEEDBACK_ID = {"Name": "ses:feedback-id-a", "Value": "openemr-notices"}
+"""SES writes the Feedback-ID header itself and begins it with the value of this tag."""
 
 _TOO_FAST = (Verdict.THROTTLED, "Amazon SES asked to slow down.")
 _QUOTA_USED_UP = (
@@ -123,19 +139,35 @@ _ABOUT_THE_MESSAGE = {"MessageRejected", "BadRequestException"}
 _ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A letter, and the data of its template as JSON: the same for every call of a broadcast."""
+
+    letter: Letter
+    data: str
+
+    @property
+    def fits(self) -> bool:
+        return len(self.data.encode()) <= LARGEST_DATA
+
+
 class SesMailer:
     """Sends through SES: one recipient with SendEmail, up to fifty with SendBulkEmail."""
 
     largest_batch = BULK_ENTRIES
 
-    def __init__(self, client: SESV2Client, sender: str, configuration_set: str = "") -> None:
+    def __init__(self, client: SESV2Client, letterhead: Letterhead, configuration_set: str = "") -> None:
         self.client = client
-        self.common: dict[str, Any] = {"FromEmailAddress": sender}
+        self.letterhead = letterhead
+        self.common: dict[str, Any] = {"FromEmailAddress": letterhead.from_address}
+        if letterhead.reply_to:
+            self.common["ReplyToAddresses"] = [letterhead.reply_to]
         if configuration_set:
             self.common["ConfigurationSetName"] = configuration_set
+        self._prepare = lru_cache(maxsize=8)(self._write)
 
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
-        """Send to all recipients in one call.
+        """Send to all recipients in one call, or in one each when the letter is too large for a template's data.
 
         When SES refuses a whole call for its message or one of its addresses, nothing of it was sent: each
         recipient then gets a call of its own, so that one bad address costs nobody else the notice.
@@ -143,11 +175,13 @@ class SesMailer:
         try:
             if len(recipients) == 1:
                 return [self._send_one(message, recipients[0])]
+            if not self._prepare(message).fits:
+                return self._send_one_by_one(message, recipients, seconds=LARGE_SECONDS)
             return self._send_bulk(message, recipients)
         except _ERRORS as error:
             verdict, reason = judge(error)
             if verdict is Verdict.REFUSED and len(recipients) > 1:
-                return self._send_one_by_one(message, recipients)
+                return self._send_one_by_one(message, recipients, seconds=ONE_BY_ONE_SECONDS)
             log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
@@ -169,8 +203,16 @@ class SesMailer:
             log.warning("SES does not tell the account's quotas", extra={"code": _code(error)})
             return None
 
-    def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
-        end = time.monotonic() + ONE_BY_ONE_SECONDS
+    def _write(self, message: Message) -> _Prepared:
+        letter = self.letterhead.write(message)
+        parts = {"text": letter.text, "html": letter.html}
+        data = {"subject": letter.subject, "link": self.letterhead.public_url}
+        for name, part in parts.items():
+            data |= {f"{name}_before": part.before, f"{name}_after": part.after}
+        return _Prepared(letter, json.dumps(data, ensure_ascii=False))
+
+    def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient], *, seconds: float) -> list[Outcome]:
+        end = time.monotonic() + seconds
         outcomes: list[Outcome] = []
         while len(outcomes) < len(recipients) and time.monotonic() < end:
             outcomes += self.send(message, [recipients[len(outcomes)]])
@@ -179,13 +221,19 @@ class SesMailer:
         return outcomes + [_outcome(_TOO_FAST)] * (len(recipients) - len(outcomes))
 
     def _send_one(self, message: Message, recipient: Recipient) -> Outcome:
+        letter, letterhead = self._prepare(message).letter, self.letterhead
+        link = letterhead.link(recipient.product_id)
         answer = self.client.send_email(
             **self.common,
             Destination={"ToAddresses": [recipient.address]},
             Content={
                 "Simple": {
-                    "Subject": {"Data": message.subject, "Charset": "UTF-8"},
-                    "Body": {"Text": {"Data": message.text, "Charset": "UTF-8"}},
+                    "Subject": {"Data": letter.subject, "Charset": "UTF-8"},
+                    "Body": {
+                        "Text": {"Data": letter.text.with_link(link), "Charset": "UTF-8"},
+                        "Html": {"Data": letter.html.with_link(link), "Charset": "UTF-8"},
+                    },
+                    "Headers": _headers(letterhead.opt_out_headers(recipient.product_id) | letterhead.headers),
                 }
             },
             EmailTags=_tags(recipient),
@@ -194,17 +242,34 @@ class SesMailer:
         return Outcome(Verdict.ACCEPTED, message_id=message_id) if message_id else _outcome(_NO_ANSWER)
 
     def _send_bulk(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
-        data = json.dumps({"subject": message.subject, "text": message.text}, ensure_ascii=False)
+        template: TemplateTypeDef = {
+            "TemplateContent": _TEMPLATE,
+            "TemplateData": self._prepare(message).data,
+            "Headers": _headers(self.letterhead.headers | ONE_CLICK),
+        }
         answer = self.client.send_bulk_email(
             **self.common,
-            DefaultContent={"Template": {"TemplateContent": _TEMPLATE, "TemplateData": data}},
-            BulkEmailEntries=[
-                {"Destination": {"ToAddresses": [recipient.address]}, "ReplacementTags": _tags(recipient)}
-                for recipient in recipients
-            ],
+            DefaultContent={"Template": template},
+            BulkEmailEntries=[self._entry(recipient) for recipient in recipients],
         )
         outcomes = [_outcome_of_entry(entry) for entry in answer.get("BulkEmailEntryResults", [])]
         return outcomes + [_outcome(_NO_ANSWER)] * (len(recipients) - len(outcomes))
+
+    def _entry(self, recipient: Recipient) -> Any:
+        """Return what one recipient gets that nobody else does: address, tags, link, and the header with it.
+
+        Each item costs processor time for every message; the header that is the same for all is the template's.
+        """
+        entry: dict[str, Any] = {
+            "Destination": {"ToAddresses": [recipient.address]},
+            "ReplacementTags": _tags(recipient),
+        }
+        if recipient.product_id is not None:
+            link = self.letterhead.link(recipient.product_id)
+            data = json.dumps({"link": link})
+            entry["ReplacementEmailContent"] = {"ReplacementTemplate": {"ReplacementTemplateData": data}}
+            entry["ReplacementHeaders"] = [{"Name": "List-Unsubscribe", "Value": f"<{link}>"}]
+        return entry
 
 
 def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
@@ -270,5 +335,9 @@ def _outcome(judgement: tuple[Verdict, str]) -> Outcome:
 
 
 def _tags(recipient: Recipient) -> Any:
-    """Return the tag that SES events carry back in `mail.tags`."""
-    return [{"Name": "delivery", "Value": str(recipient.delivery_id)}]
+    """Return the tag that SES events carry back in `mail.tags`, and the one that becomes a header."""
+    return [{"Name": "delivery", "Value": str(recipient.delivery_id)}, _FEEDBACK_ID]
+
+
+def _headers(headers: Mapping[str, str]) -> Any:
+    return [{"Name": name, "Value": value} for name, value in headers.items()]

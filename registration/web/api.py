@@ -6,7 +6,7 @@ import logging
 import uuid
 from datetime import UTC, datetime
 
-from flask import Blueprint, request
+from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
 from .. import addresses, registrations
@@ -27,26 +27,30 @@ log = logging.getLogger(__name__)
 @access.public
 def register() -> ResponseReturnValue:
     """Register an e-mail address, or note that a known one reports its installation."""
+    ip_address = access.ip_address()
+    current_app.extensions["limits"].admit(ip_address)
     fields = Fields(request, unreadable=InvalidEmailException)
     address = addresses.normalise(fields.text("email"))
-    with autocommit() as connection:
-        product_id = registrations.register(
-            connection,
-            address,
-            product_id=uuid.uuid4(),
-            now=datetime.now(UTC),
-            ip_address=access.ip_address(),
-            installation=_installation(fields),
-        )
+    current_app.extensions["domains"].check(address)
+    product_id = current_app.extensions["registrar"].register(
+        address,
+        product_id=uuid.uuid4(),
+        now=datetime.now(UTC),
+        ip_address=ip_address,
+        installation=_installation(fields),
+    )
     return {"productId": str(product_id)}, 201
 
 
 @bp.get("/unique")
 @access.public
 def count() -> ResponseReturnValue:
-    """Tell how many addresses are registered."""
+    """Tell how many addresses are registered, and how many of them are confirmed where that is asked for."""
     with autocommit() as connection:
-        return {"count": registrations.count(connection)}
+        counted = {"count": registrations.count(connection)}
+        if current_app.config["CONFIRM_REGISTRATIONS"]:
+            counted["confirmed"] = counted["count"] - registrations.count_unconfirmed(connection)
+        return counted
 
 
 def _installation(fields: Fields) -> InstallationReport | None:

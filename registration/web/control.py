@@ -6,14 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from sqlalchemy.orm import Session
 
-from .. import addresses, broadcasts, figures, messages, trials
+from .. import addresses, broadcasts, feedback, figures, ledger, messages, trials
 from ..db import db
 from ..errors import (
     InvalidEmailMessageException,
@@ -21,6 +21,7 @@ from ..errors import (
     InvalidQueryException,
     RepeatedBroadcastException,
 )
+from ..ledger import Audience
 from ..messages import Message
 from ..models import BroadcastStatus
 from . import access
@@ -40,15 +41,25 @@ log = logging.getLogger(__name__)
 @bp.post("")
 @access.secret_pin
 def start() -> ResponseReturnValue:
-    """Send a message to everybody who is registered, or with `test` to one address only."""
+    """Send a message to everybody who is registered or to some versions, or with `test` to one address only.
+
+    With `dry_run` nobody gets it, and the answer says who would.
+    """
     fields = Fields(request, unreadable=InvalidEmailMessageException)
-    message = messages.compose(fields.text("title"), fields.text("contents"))
-    options = {name: fields.flag(name) for name in ("urgent", "resend")}
+    html = fields.text("html") if "html" in fields else None
+    message = messages.compose(fields.text("title"), fields.text("contents"), html)
+    urgent, resend, dry_run = (fields.flag(name) for name in ("urgent", "resend", "dry_run"))
+    whom = _audience(fields)
     key = _idempotency_key()
+    if dry_run:
+        forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=_rate_limit())
+        return figures.of_forecast(forecast, whom.versions.text if whom.versions else None)
     if "test" in fields:
         return _send_test(message, addresses.normalise(fields.text("test")).stored)
     try:
-        broadcast_id = broadcasts.start(db.session(), message, _now(), **options, idempotency_key=key)
+        broadcast_id = broadcasts.start(
+            db.session(), message, _now(), whom=whom, urgent=urgent, resend=resend, idempotency_key=key
+        )
     except RepeatedBroadcastException as repetition:
         db.session.rollback()
         return _answer(_figures(repetition.broadcast_id), repeated=True)
@@ -74,8 +85,9 @@ def show_page() -> ResponseReturnValue:
 @bp.get(_ONE)
 @access.secret_pin
 def show(broadcast_id: int) -> ResponseReturnValue:
-    """Tell how far a broadcast has come."""
-    return _figures(broadcast_id)
+    """Tell how far a broadcast has come, and what became of its messages."""
+    told = _figures(broadcast_id)
+    return told | {"feedback": figures.of_feedback(told["sent"], feedback.counts(db.session(), broadcast_id))}
 
 
 @bp.post(f"{_ONE}/pause")
@@ -107,6 +119,13 @@ def retry(broadcast_id: int) -> ResponseReturnValue:
     while broadcasts.retry(db.session(), broadcast_id, asked_at):
         db.session.commit()
     return _steer(broadcasts.status_of, broadcast_id)
+
+
+def _audience(fields: Fields) -> Audience:
+    versions = fields.text("versions") if "versions" in fields else None
+    unknown = fields.text("unknown").strip().lower() if "unknown" in fields else "include"
+    oldest = timedelta(days=current_app.config["INSTALLATION_MAX_AGE_DAYS"])
+    return ledger.audience_of(versions, unknown, oldest, _now())
 
 
 def _idempotency_key() -> str | None:

@@ -21,7 +21,7 @@ from .fields import LARGEST_ID, Fields
 bp = Blueprint("deliveries", __name__, url_prefix="/api/registration/broadcast")
 
 LARGEST_PAGE = 1000
-COLUMNS = ("recipient", "status", "reason", "attempts", "settledAt", "messageId")
+COLUMNS = ("recipient", "status", "reason", "attempts", "settledAt", "messageId", "feedback")
 FORMATS = ("json", "csv")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would calculate: https://owasp.org/www-community/attacks/CSV_Injection"""
@@ -85,7 +85,8 @@ def _csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def _cells(line: Line) -> tuple[str | int | None, ...]:
-    return line.recipient, line.status, line.reason, line.attempts, iso(line.settled_at), line.message_id
+    settled_at = iso(line.settled_at)
+    return line.recipient, line.status, line.reason, line.attempts, settled_at, line.message_id, line.feedback
 
 
 def _harmless(cell: str | int | None) -> str | int | None:

@@ -12,17 +12,21 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..errors import (
     AlreadyRegisteredException,
+    ExpiredLinkException,
+    ForgedLinkException,
     IdempotencyKeyException,
     InvalidEmailException,
     InvalidEmailMessageException,
     InvalidIdempotencyKeyException,
     InvalidQueryException,
     InvalidSecretPinException,
+    InvalidVersionRangeException,
     MailServiceBusyException,
     MailServiceRefusedException,
     RegistrationError,
     RepeatedBroadcastException,
     TooManyAttemptsException,
+    TooManyRegistrationsException,
     UnknownBroadcastException,
     UnsupportedInputException,
 )
@@ -32,13 +36,17 @@ STATUS = {
     InvalidEmailMessageException: 400,
     InvalidIdempotencyKeyException: 400,
     InvalidQueryException: 400,
+    InvalidVersionRangeException: 400,
     InvalidSecretPinException: 401,
+    ForgedLinkException: 404,
     UnknownBroadcastException: 404,
     AlreadyRegisteredException: 409,
     RepeatedBroadcastException: 409,
+    ExpiredLinkException: 410,
     UnsupportedInputException: 415,
     IdempotencyKeyException: 422,
     TooManyAttemptsException: 429,
+    TooManyRegistrationsException: 429,
     MailServiceRefusedException: 502,
     MailServiceBusyException: 503,
 }
@@ -76,7 +84,7 @@ def _refuse(error: RegistrationError) -> Response:
     response = problem(STATUS[type(error)], name, str(error), kind=kind)
     if response.status_code == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TooManyAttemptsException):
+    if isinstance(error, TooManyAttemptsException | TooManyRegistrationsException):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after.total_seconds())))
     return response
 

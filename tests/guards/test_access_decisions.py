@@ -19,6 +19,7 @@ from ..conftest import HEADERS, PIN
 DECISIONS = {
     "POST /api/registration": "public",
     "GET /api/registration/unique": "public",
+    "GET /api/registration/versions": "secret pin",
     "POST /api/registration/broadcast": "secret pin",
     "GET /api/registration/broadcast": "secret pin",
     "GET /api/registration/broadcast/<>": "secret pin",
@@ -27,6 +28,14 @@ DECISIONS = {
     "POST /api/registration/broadcast/<>/resume": "secret pin",
     "POST /api/registration/broadcast/<>/cancel": "secret pin",
     "POST /api/registration/broadcast/<>/retry": "secret pin",
+    "GET /opt-out/<>": "public",
+    "POST /opt-out/<>": "public",
+    "POST /opt-out/<>/undo": "public",
+    "GET /opt-out/<>/erase": "public",
+    "POST /opt-out/<>/erase": "public",
+    "GET /confirm/<>": "public",
+    "POST /confirm/<>": "public",
+    "GET /opt-out.css": "public",
     "GET /health": "public",
     "GET /ready": "public",
 }

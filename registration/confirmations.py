@@ -1,0 +1,118 @@
+"""Confirmation mails: anybody can type anybody's address, so its owner is asked, once a day at most.
+
+Whoever registers leaves a request here, and the sender takes it. A mail that leaves or may have left uses up the day.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, delete, insert, literal, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from . import addresses
+from .addresses import Address
+from .db import UtcDateTime, rows_matched
+from .messages import Message
+from .models import ConfirmationMail, ConfirmationRequest, Registration, RegistrationStatus
+
+INTERVAL = timedelta(days=1)
+"""Between two mails to one address."""
+LATER = timedelta(minutes=1)
+"""When a mail is tried again that the mail service would not take yet."""
+CONFIRMABLE = (RegistrationStatus.UNCONFIRMED, RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
+_TEXT = """\
+Somebody, probably you, registered this e-mail address for security and update notices of OpenEMR.
+
+To get them, open this page within seven days and press the button:
+
+{url}
+
+If it was not you, do nothing: no notice will come to this address.
+"""
+
+
+class Confirmation(NamedTuple):
+    """A mail that is to be sent."""
+
+    registration_id: int
+    product_id: uuid.UUID
+    email: str
+
+
+def request(connection: Connection, address_key: str, now: datetime) -> None:
+    """Ask for the mail to an address, in autocommit mode, unless it had one within a day or waits for one."""
+    due = select(Registration.id, literal(now, UtcDateTime())).where(
+        Registration.email_key == address_key, _may_be_asked(now)
+    )
+    try:
+        connection.execute(
+            insert(ConfirmationRequest).from_select(
+                [ConfirmationRequest.registration_id, ConfirmationRequest.due_at], due
+            )
+        )
+    except IntegrityError:
+        return
+
+
+def take(session: Session, now: datetime, *, limit: int) -> list[Confirmation]:
+    """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends."""
+    due = (
+        select(Registration.id, Registration.product_id, Registration.email)
+        .join(ConfirmationRequest, ConfirmationRequest.registration_id == Registration.id)
+        .where(ConfirmationRequest.due_at <= now)
+        .order_by(ConfirmationRequest.due_at)
+        .limit(limit)
+    )
+    taken = []
+    for one in (Confirmation(*row) for row in session.execute(due).all()):
+        session.execute(delete(ConfirmationRequest).where(ConfirmationRequest.registration_id == one.registration_id))
+        mark = update(Registration).where(Registration.id == one.registration_id, _may_be_asked(now))
+        if _count_mail(session, one.email, now) and rows_matched(session, mark.values(confirmation_sent_at=now)):
+            taken.append(one)
+    return taken
+
+
+def give_back(session: Session, confirmation: Confirmation, now: datetime) -> None:
+    """Let a mail that certainly did not leave be taken again in a while."""
+    forget = update(Registration).where(Registration.id == confirmation.registration_id)
+    session.execute(forget.values(confirmation_sent_at=None))
+    session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == _mailbox(confirmation.email)))
+    session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=now + LATER))
+
+
+def forget(session: Session, now: datetime) -> None:
+    """Forget the mailboxes that may get a mail again."""
+    session.execute(delete(ConfirmationMail).where(ConfirmationMail.sent_at <= now - INTERVAL))
+
+
+def compose(url: str) -> Message:
+    """Return the mail with a confirmation link; nothing in it comes from a caller."""
+    return Message(subject="Please confirm: OpenEMR security and update notices", text=_TEXT.format(url=url))
+
+
+def _count_mail(session: Session, email: str, now: datetime) -> bool:
+    """Count a mail to a mailbox and return True, unless it had one within a day.
+
+    Whoever registers variations of somebody's address would else fill that mailbox.
+    """
+    this = ConfirmationMail.mailbox == (mailbox := _mailbox(email))
+    again = update(ConfirmationMail).where(this, ConfirmationMail.sent_at <= now - INTERVAL)
+    if rows_matched(session, again.values(sent_at=now)):
+        return True
+    if session.execute(select(ConfirmationMail.mailbox).where(this)).first():
+        return False
+    session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=now))
+    return True
+
+
+def _mailbox(email: str) -> str:
+    return addresses.mailbox(Address(stored=email, key=email.lower()))
+
+
+def _may_be_asked(now: datetime) -> ColumnElement[bool]:
+    sent_at = Registration.confirmation_sent_at
+    return Registration.status.in_(CONFIRMABLE) & or_(sent_at.is_(None), sent_at <= now - INTERVAL)

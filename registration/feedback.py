@@ -1,0 +1,396 @@
+"""Feedback: what the mail service tells of a message after it took it, and what that does, once for each event.
+
+Events come more than once and in any order; the end is the same. The formats are those of Amazon SES:
+https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html (with our tags), and
+https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html (without).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy.orm import Session
+
+from . import addresses, ledger
+from .db import UtcDateTime, rows_matched
+from .errors import InvalidEmailException
+from .models import (
+    Delivery,
+    DeliveryStatus,
+    Feedback,
+    FeedbackEvent,
+    FeedbackEventStatus,
+    Registration,
+    RegistrationStatus,
+    SoftBounce,
+)
+
+PATIENCE = ledger.LEASE + timedelta(seconds=30)
+"""How long an event without our tag waits for the commit that writes down its message id."""
+RETENTION = timedelta(days=30)
+"""How long it is remembered that an event has come. Amazon SQS keeps one for 14 days at most."""
+MOST_SOFT_BOUNCES = 5
+"""Broadcasts that bounce for the moment, one after another, until an address counts as bounced."""
+ROWS_AT_ONCE = 500
+LONGEST_BODY = 262_144
+LONGEST_MESSAGE_ID = 128
+_LONGEST_ASIDE = 16_384
+_LARGEST_ID = 2**63 - 1
+_TAG = "delivery"
+
+_F, _S, _E = Feedback, RegistrationStatus, FeedbackEventStatus
+RANKS = (_F.DELAYED, _F.REJECTED, _F.SOFT_BOUNCE, _F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
+"""Each weighs more than those before it, whatever comes first. A delivery outweighs a soft bounce: what answers that
+somebody is out of office is reported as one."""
+DECISIVE = (_F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
+"""What ends a row of soft bounces."""
+MAY_BECOME = {
+    _S.BOUNCED: (_S.ACTIVE,),
+    _S.COMPLAINED: (_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED),
+}
+"""The statuses that feedback changes. It never weakens what a person said: who bounced comes back by registering
+again, who opted out or complained only by a confirmation; nor does a bounce spare anybody the confirmation."""
+
+
+class UnreadableEventError(ValueError):
+    """The event is not one of Amazon SES's; the message says why."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What an event says. `feedback` is None when it only proves that the mail service took the message.
+
+    `delivery_id` is our tag, None without one; `recipients` are the addresses that it is about, as it writes them.
+    """
+
+    event_id: str
+    feedback: Feedback | None
+    message_id: str
+    delivery_id: int | None
+    recipients: tuple[str, ...]
+    at: datetime
+
+
+class _Line(NamedTuple):
+    """What matters here of a delivery."""
+
+    id: int
+    broadcast_id: int
+    registration_id: int
+    status: DeliveryStatus
+    message_id: str | None
+
+
+@dataclass(frozen=True)
+class _Match:
+    """An event, and the delivery that it is about if that is known."""
+
+    event: Event
+    delivery: _Line | None
+
+
+def read(body: str) -> Event:
+    """Read an event, as the queue hands it over or wrapped by Amazon SNS. Raises UnreadableEventError."""
+    if len(body) > LONGEST_BODY:
+        raise UnreadableEventError(f"It is longer than {LONGEST_BODY:,} characters.")
+    told = _object(_parse(body), "The event")
+    if "eventType" not in told and isinstance(told.get("Message"), str):
+        told = _object(_parse(told["Message"]), "The event")
+    kind = told.get("eventType", told.get("notificationType"))
+    if not isinstance(kind, str) or kind not in _PARTS:
+        raise UnreadableEventError("Its eventType is not one that we know.")
+    mail = _object(told.get("mail"), "Its mail")
+    name, recipients = _PARTS[kind]
+    part = _object(told.get(name, {}), f"Its {name}")
+    message_id = _message_id(mail)
+    stamp = part.get("timestamp", mail.get("timestamp"))
+    found = _addresses(part.get(recipients) if recipients else mail.get("destination"))
+    identity = [kind, message_id, part.get("feedbackId") or stamp, *sorted(found)]
+    return Event(
+        event_id=_digest(json.dumps(identity)),
+        feedback=_feedback(kind, part),
+        message_id=message_id,
+        delivery_id=_delivery_id(mail.get("tags")),
+        recipients=tuple(found),
+        at=_time(stamp),
+    )
+
+
+def take(session: Session, bodies: Iterable[str], now: datetime) -> set[int]:
+    """Give events their effect, each once; return the broadcasts that bounced for good or were complained of.
+
+    An unreadable event is put aside with the reason. Of two who take the same event at once, the unique key fails one;
+    its transaction is to be tried again.
+    """
+    events: dict[str, tuple[Event, str]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for body in bodies:
+        try:
+            event = read(body)
+            events[event.event_id] = event, body
+        except UnreadableEventError as error:
+            rows |= _aside(body, str(error), now)
+    for event_id in _known(session, [*events, *rows]):
+        events.pop(event_id, None)
+        rows.pop(event_id, None)
+    matches = _match(session, [event for event, _ in events.values()])
+    for match in matches:
+        event_id, waits = match.event.event_id, match.delivery is None and match.event.delivery_id is None
+        status = _E.WAITING if waits else _E.APPLIED
+        rows[event_id] = _row(event_id, status, now, events[event_id][1] if waits else None)
+    if rows:
+        session.execute(insert(FeedbackEvent), list(rows.values()))
+    return _give_effect(session, [match for match in matches if rows[match.event.event_id]["body"] is None], now)
+
+
+def put_aside(session: Session, body: str, problem: str, now: datetime) -> None:
+    """Keep an event that could not be given its effect, with the reason."""
+    for event_id, row in _aside(body, problem, now).items():
+        if not _known(session, [event_id]):
+            session.execute(insert(FeedbackEvent), row)
+
+
+def take_waiting(session: Session, now: datetime) -> tuple[int, set[int]]:
+    """Give the next events that have waited long enough their effect; return how many there were, and as `take` does.
+
+    What no delivery is known for by now is about the address alone.
+    """
+    over = and_(FeedbackEvent.status == _E.WAITING, FeedbackEvent.received_at <= now - PATIENCE)
+    oldest = select(FeedbackEvent.id, FeedbackEvent.body).where(over).order_by(FeedbackEvent.received_at)
+    rows = session.execute(oldest.limit(ROWS_AT_ONCE).with_for_update(skip_locked=True)).all()
+    if not rows:
+        return 0, set()
+    done = update(FeedbackEvent).where(FeedbackEvent.id.in_([row.id for row in rows]))
+    rows_matched(session, done.values(status=_E.APPLIED, body=None))
+    return len(rows), _give_effect(session, _match(session, [read(row.body) for row in rows]), now)
+
+
+def forget(session: Session, now: datetime) -> int:
+    """Delete the next events that came long ago; return how many."""
+    old = select(FeedbackEvent.id).where(
+        FeedbackEvent.status.in_(sorted(_E)), FeedbackEvent.received_at <= now - RETENTION
+    )
+    ids = session.execute(old.limit(ROWS_AT_ONCE)).scalars().all()
+    if ids:
+        session.execute(delete(FeedbackEvent).where(FeedbackEvent.id.in_(ids)))
+    return len(ids)
+
+
+def counts(session: Session, broadcast_id: int) -> dict[Feedback, int]:
+    """Return how many messages of a broadcast each feedback is the last word on; read from an index alone."""
+    told = and_(Delivery.broadcast_id == broadcast_id, Delivery.feedback.is_not(None))
+    found = dict(session.execute(select(Delivery.feedback, func.count()).where(told).group_by(Delivery.feedback)).all())
+    return {feedback: found.get(feedback, 0) for feedback in Feedback}
+
+
+# Reading
+
+_PARTS: Mapping[str, tuple[str, str]] = {
+    "Send": ("send", ""),
+    "Delivery": ("delivery", "recipients"),
+    "DeliveryDelay": ("deliveryDelay", "delayedRecipients"),
+    "Bounce": ("bounce", "bouncedRecipients"),
+    "Complaint": ("complaint", "complainedRecipients"),
+    "Reject": ("reject", ""),
+    "Rendering Failure": ("failure", ""),
+    "Open": ("open", ""),
+    "Click": ("click", ""),
+    "Subscription": ("subscription", ""),
+}
+"""For each type of event, where the rest of it is, and the list of addresses in there; all recipients without one."""
+
+
+def _feedback(kind: str, part: Mapping[str, Any]) -> Feedback | None:
+    if kind == "Bounce":
+        if part.get("bounceType") not in ("Permanent", "Transient", "Undetermined"):
+            raise UnreadableEventError("Its bounceType is not one that we know.")
+        return _F.HARD_BOUNCE if part["bounceType"] == "Permanent" else _F.SOFT_BOUNCE
+    if kind == "Complaint":
+        return None if part.get("complaintFeedbackType") == "not-spam" else _F.COMPLAINED
+    plain = {"Delivery": _F.DELIVERED, "DeliveryDelay": _F.DELAYED, "Reject": _F.REJECTED}
+    return plain.get(kind, _F.REJECTED if kind == "Rendering Failure" else None)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableEventError("It is not JSON.") from error
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UnreadableEventError(f"{what} is not a JSON object.")
+    return value
+
+
+def _message_id(mail: Mapping[str, Any]) -> str:
+    message_id = mail.get("messageId")
+    if isinstance(message_id, str) and message_id.isascii() and 0 < len(message_id) <= LONGEST_MESSAGE_ID:
+        return message_id
+    raise UnreadableEventError("Its mail has no usable messageId.")
+
+
+def _time(stamp: Any) -> datetime:
+    try:
+        at = datetime.fromisoformat(stamp)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnreadableEventError("Its timestamp is not a time.") from error
+
+
+def _delivery_id(tags: Any) -> int | None:
+    """Return the number in our tag; 0, which no delivery has, for one that is not ours."""
+    values = tags.get(_TAG) if isinstance(tags, dict) else None
+    if not isinstance(values, list) or not values:
+        return None
+    text = values[0] if isinstance(values[0], str) else ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= _LARGEST_ID else 0
+
+
+def _addresses(recipients: Any) -> list[str]:
+    """Return the addresses of a list of texts, or of objects that name them."""
+    if not isinstance(recipients, list):
+        raise UnreadableEventError("It does not say which recipients it is about.")
+    found = [entry.get("emailAddress") if isinstance(entry, dict) else entry for entry in recipients]
+    return [address for address in found if isinstance(address, str)]
+
+
+def _key(address: str) -> str | None:
+    """Return the key of an address, which may stand in angle brackets; None for one that cannot be registered."""
+    try:
+        return addresses.normalise(address.rpartition("<")[2].rstrip("> ")).key
+    except InvalidEmailException:
+        return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _aside(body: str, problem: str, now: datetime) -> dict[str, dict[str, Any]]:
+    event_id, kept = _digest(body), body[:_LONGEST_ASIDE].encode("utf-8", "replace").decode()
+    return {event_id: _row(event_id, _E.ASIDE, now, kept, problem[:255])}
+
+
+def _known(session: Session, event_ids: Sequence[str]) -> set[str]:
+    known = select(FeedbackEvent.event_id).where(FeedbackEvent.event_id.in_(event_ids))
+    return set(session.execute(known).scalars())
+
+
+def _row(
+    event_id: str, status: FeedbackEventStatus, now: datetime, body: str | None, problem: str | None = None
+) -> dict[str, Any]:
+    return {"event_id": event_id, "status": status, "received_at": now, "body": body, "problem": problem}
+
+
+# Effects
+
+
+def _match(session: Session, events: Sequence[Event]) -> list[_Match]:
+    """Find the deliveries of events, by our tag first and then by the message id."""
+    columns = select(Delivery.id, Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.message_id)
+    tagged = [event.delivery_id for event in events if event.delivery_id]
+    found = session.execute(columns.where(Delivery.id.in_(tagged))).all() if tagged else []
+    by_id: dict[int | None, _Line] = {row.id: _Line(*row) for row in found}
+    rest = [event.message_id for event in events if event.delivery_id not in by_id]
+    found = session.execute(columns.where(Delivery.message_id.in_(rest))).all() if rest else []
+    by_message = {row.message_id: _Line(*row) for row in found}
+    return [_Match(event, by_id.get(event.delivery_id) or by_message.get(event.message_id)) for event in events]
+
+
+def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> set[int]:
+    """Settle deliveries that were taken, write down the feedback, and suppress; return the broadcasts in danger."""
+    matched = [(match.event, match.delivery) for match in matches if match.delivery is not None]
+    unsent = {delivery.id: event for event, delivery in matched if delivery.status is not DeliveryStatus.SENT}
+    ledger.accept(session, {number: unsent[number].message_id for number in sorted(unsent)}, now)
+    _note(session, matched)
+    told: dict[Feedback | None, list[_Line]] = defaultdict(list)
+    for event, delivery in matched:
+        told[event.feedback].append(delivery)
+    for status, feedback in ((_S.COMPLAINED, _F.COMPLAINED), (_S.BOUNCED, _F.HARD_BOUNCE)):
+        strangers = [match.event for match in matches if match.delivery is None and match.event.feedback is feedback]
+        keys = {key for event in strangers for key in map(_key, event.recipients) if key is not None}
+        _suppress(session, {delivery.registration_id for delivery in told[feedback]}, keys, status)
+    _count_soft_bounces(session, [row for feedback in DECISIVE for row in told[feedback]], told[_F.SOFT_BOUNCE])
+    return {delivery.broadcast_id for feedback in (_F.HARD_BOUNCE, _F.COMPLAINED) for delivery in told[feedback]}
+
+
+def _note(session: Session, told: Sequence[tuple[Event, _Line]]) -> None:
+    """Write down the weightiest feedback on each delivery, and the last time that it was told."""
+    weightiest: dict[int, tuple[int, datetime]] = {}
+    for event, delivery in told:
+        if event.feedback is not None:
+            here = RANKS.index(event.feedback), event.at
+            weightiest[delivery.id] = max(here, weightiest.get(delivery.id, here))
+    for rank in {rank for rank, _ in weightiest.values()}:
+        times = {number: literal(at, UtcDateTime) for number, (of, at) in sorted(weightiest.items()) if of == rank}
+        at = case(times, value=Delivery.id)
+        again = and_(Delivery.feedback == RANKS[rank], Delivery.feedback_at < at)
+        news = or_(Delivery.feedback.is_(None), Delivery.feedback.in_(RANKS[:rank]), again)
+        those = update(Delivery).where(Delivery.id.in_(times), news)
+        rows_matched(session, those.values(feedback=RANKS[rank], feedback_at=at))
+
+
+def _suppress(
+    session: Session, registration_ids: Collection[int], keys: Collection[str], status: RegistrationStatus
+) -> None:
+    """Mail no more to registrations, by their ids or by the keys of their addresses, unless they are not mailed to."""
+    for column, values in ((Registration.id, registration_ids), (Registration.email_key, keys)):
+        if values:
+            those = update(Registration).where(column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]))
+            rows_matched(session, those.values(status=status))
+
+
+def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Sequence[_Line]) -> None:
+    """Count broadcasts that bounced for the moment since the last that did not, in the order of their sending."""
+    concerned = {row.registration_id for row in (*decisive, *bounced)}
+    rows: dict[int, set[int]] = defaultdict(set)
+    known = select(SoftBounce.registration_id, SoftBounce.broadcast_id)
+    if concerned:
+        for registration_id, broadcast_id in session.execute(known.where(SoftBounce.registration_id.in_(concerned))):
+            rows[registration_id].add(broadcast_id)
+    for row in decisive:
+        if row.registration_id in rows:
+            _end_soft_bounces(session, row.registration_id, row.broadcast_id, rows[row.registration_id])
+    ends = _last_decisive(session, {row.registration_id for row in bounced})
+    for row in bounced:
+        here = rows[row.registration_id]
+        if row.broadcast_id > ends.get(row.registration_id, 0) and row.broadcast_id not in here:
+            here.add(row.broadcast_id)
+            session.execute(
+                insert(SoftBounce).values(registration_id=row.registration_id, broadcast_id=row.broadcast_id)
+            )
+    full = {row.registration_id for row in bounced if len(rows[row.registration_id]) >= MOST_SOFT_BOUNCES}
+    _suppress(session, full, (), _S.BOUNCED)
+
+
+def _end_soft_bounces(session: Session, registration_id: int, broadcast_id: int, rows: set[int]) -> None:
+    """Forget soft bounces up to a broadcast. Whom they alone suppressed is mailed to again: it was no row of five."""
+    before = len(rows)
+    rows -= {bounced for bounced in rows if bounced <= broadcast_id}
+    session.execute(
+        delete(SoftBounce).where(SoftBounce.registration_id == registration_id, SoftBounce.broadcast_id <= broadcast_id)
+    )
+    if len(rows) < MOST_SOFT_BOUNCES <= before:
+        here = Delivery.registration_id == registration_id
+        hard = select(Delivery.id).where(here, Delivery.feedback == _F.HARD_BOUNCE)
+        suppressed = update(Registration).where(Registration.id == registration_id, Registration.status == _S.BOUNCED)
+        rows_matched(session, suppressed.where(~hard.exists()).values(status=_S.ACTIVE))
+
+
+def _last_decisive(session: Session, registration_ids: Collection[int]) -> dict[int, int]:
+    """Return the last broadcast that did not bounce for the moment, by registration."""
+    if not registration_ids:
+        return {}
+    last = select(Delivery.registration_id, func.max(Delivery.broadcast_id)).where(
+        Delivery.registration_id.in_(registration_ids), Delivery.feedback.in_(DECISIVE)
+    )
+    return dict(session.execute(last.group_by(Delivery.registration_id)).all())

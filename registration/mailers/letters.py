@@ -1,0 +1,186 @@
+"""What a recipient sees of a message: headers, a text part and an HTML part, written once for everybody.
+
+Only the opt-out link differs from one recipient to another; both parts are kept as what comes before and after it.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formataddr
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jinja2 import Environment, FileSystemLoader
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup, escape
+
+from ..messages import Message
+
+PROJECT = "OpenEMR security and update notices"
+WHY = "You get this because this address was left with the installer of an OpenEMR installation."
+STOP = "Stop these notices"
+NO_LINK = "(This is a test: everybody else gets a link of their own here.)"
+ONE_CLICK = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
+LONGEST_LINK = 900
+"""A header of Amazon SES has 996 characters at most, its name included."""
+
+_FONT = "-apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+_MONOSPACE = "Consolas, Menlo, 'DejaVu Sans Mono', monospace"
+_STYLES = {
+    "h1": "margin: 0 0 16px; font-size: 25px; line-height: 1.3; color: #10212f;",
+    "h2": "margin: 28px 0 12px; font-size: 20px; line-height: 1.35; color: #10212f;",
+    "h3": "margin: 24px 0 10px; font-size: 17px; line-height: 1.4; color: #10212f;",
+    "p": "margin: 0 0 16px;",
+    "ul": "margin: 0 0 16px; padding-inline-start: 24px;",
+    "ol": "margin: 0 0 16px; padding-inline-start: 24px;",
+    "li": "margin: 0 0 6px;",
+    "a": "color: #0f5c94; text-decoration: underline;",
+    "blockquote": "margin: 0 0 16px; padding: 12px 16px 1px; border-inline-start: 4px solid #0f5c94; color: #46535f;",
+    "code": f"padding: 1px 5px; border-radius: 4px; background: #eef1f4; font: 14px/1.5 {_MONOSPACE};",
+    "hr": "margin: 24px 0; border: 0; border-top: 1px solid #dce1e6;",
+    "table": "margin: 0 0 16px; border-collapse: collapse;",
+    "th": "padding: 6px 12px; border: 1px solid #dce1e6; background: #eef1f4; text-align: start;",
+    "td": "padding: 6px 12px; border: 1px solid #dce1e6;",
+    "img": "max-width: 100%; height: auto;",
+}
+_PRE = f"""margin: 0 0 16px; padding: 12px 14px; border-radius: 6px; background: #eef1f4;
+ font: 14px/1.5 {_MONOSPACE}; white-space: pre-wrap; overflow-wrap: anywhere;""".replace("\n", "")
+_LINK_PLACE = "\0"
+"""Stands for the link while a part is written; no message holds it."""
+_DOCUMENT = re.compile(r"<!doctype\s+html|<html[\s>]|<body[\s>]|</body\s*>|</html\s*>", re.IGNORECASE)
+_END = re.compile(r"</body\s*>", re.IGNORECASE)
+_END_OF_DOCUMENT = re.compile(r"</html\s*>", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"https?://[^/]|mailto:[^?]", re.IGNORECASE)
+_IN_A_HEADER = re.compile(r"[!#-%(-;=?-~]+")
+"""Printable ASCII without space, and without what HTML escapes."""
+
+_templates = Environment(loader=FileSystemLoader(Path(__file__).parent.parent / "templates" / "mail"), autoescape=True)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One body of a mail, as what comes before and after the recipient's link."""
+
+    before: str
+    after: str
+
+    def with_link(self, link: str) -> str:
+        """Return the whole part for one recipient."""
+        return f"{self.before}{link}{self.after}"
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message as it is mailed."""
+
+    subject: str
+    text: Part
+    html: Part
+
+
+@dataclass(frozen=True)
+class Letterhead:
+    """Who writes, and why: what every letter says besides its message.
+
+    `opt_out_url` makes the link of a registration from its product id; `public_url` is where the service lives.
+    """
+
+    sender: str
+    public_url: str
+    opt_out_url: Callable[[uuid.UUID], str]
+    sender_name: str = ""
+    reply_to: str = ""
+    postal_address: str = ""
+
+    @property
+    def from_address(self) -> str:
+        """Return the From header; a name that is not ASCII is encoded (RFC 2047)."""
+        return formataddr((self.sender_name, self.sender)) if self.sender_name else self.sender
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that all letters share (RFC 2919 for the list, RFC 3834 for what submits itself)."""
+        host = urlsplit(self.public_url).hostname or "localhost"
+        return {"List-Id": f"{PROJECT} <notices.{host}>", "Auto-Submitted": "auto-generated"}
+
+    def link(self, product_id: uuid.UUID | None) -> str:
+        """Return the opt-out link of a registration; of nobody, the address of the service."""
+        link = self.public_url if product_id is None else self.opt_out_url(product_id)
+        if len(link) > LONGEST_LINK or not _IN_A_HEADER.fullmatch(link):
+            raise ValueError("An opt-out link must be short printable ASCII that HTML does not escape.")
+        return link
+
+    def opt_out_headers(self, product_id: uuid.UUID | None) -> dict[str, str]:
+        """Return the headers with which a mail program opts out at one click (RFC 8058); none for nobody."""
+        if product_id is None:
+            return {}
+        return {"List-Unsubscribe": f"<{self.link(product_id)}>"} | ONE_CLICK
+
+    def write(self, message: Message) -> Letter:
+        """Return the letter that says a message: text as it was written, and HTML, each with the footer."""
+        note = NO_LINK if message.is_test else ""
+        values = {"why": WHY, "stop": STOP, "note": note, "postal_address": self.postal_address}
+        footer = _templates.get_template("footer.html").render(values, link=_LINK_PLACE)
+        address = f"\n\n{self.postal_address}" if self.postal_address else ""
+        end = f"{f' {note}' if note else ''}{address}\n"
+        return Letter(
+            subject=message.subject,
+            text=Part(f"{message.text}\n\n-- \n{WHY}\n\n{STOP}: ", end),
+            html=_split(_html(message, footer)),
+        )
+
+
+def render(text: str) -> str:
+    """Return Markdown as HTML with its styles in each tag; HTML inside it is shown, not run.
+
+    Links are absolute http, https or mailto ones; others stay text. An indented line is text, not code, and a line
+    break is one, because people write plain text too.
+    """
+    tokens = _markdown.parse(text)
+    for token in (each for block in tokens for each in (block, *(block.children or []))):
+        if style := _STYLES.get(token.tag) if token.nesting >= 0 else None:
+            token.attrJoin("style", style)
+    return str(_markdown.renderer.render(tokens, _markdown.options, {}))
+
+
+def _html(message: Message, footer: str) -> str:
+    own = message.html
+    if own is not None and _DOCUMENT.search(own):
+        ends = [*_END.finditer(own)] or [*_END_OF_DOCUMENT.finditer(own)]
+        at = ends[-1].start() if ends else len(own)
+        return f'{own[:at]}<div style="padding: 16px; font: 13px/1.6 {_FONT};">{footer}</div>{own[at:]}'
+    body = render(message.text) if own is None else own
+    return _templates.get_template("notice.html").render(
+        subject=message.subject,
+        project=PROJECT,
+        font=Markup(_FONT),  # noqa: S704  ours
+        body=Markup(body),  # noqa: S704  rendered without anybody's HTML, or the board's own
+        footer=Markup(footer),  # noqa: S704  of our template
+    )
+
+
+def _split(html: str) -> Part:
+    before, _, after = html.rpartition(_LINK_PLACE)
+    return Part(before, after)
+
+
+def _fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    return f'<pre style="{_PRE}">{escape(tokens[index].content)}</pre>\n'
+
+
+def _create_markdown() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "linkify": True})
+    markdown.enable(["table", "linkify"]).disable("code")
+    markdown.validateLink = lambda url: bool(_ABSOLUTE.match(url))  # type: ignore[method-assign]
+    markdown.add_render_rule("fence", _fence)
+    linkify: Any = markdown.linkify
+    linkify.set({"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
+    return markdown
+
+
+_markdown = _create_markdown()

@@ -1,0 +1,215 @@
+"""The commands about registrations: parse, call one core function, commit, print."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from functools import partial
+from io import SEEK_END, TextIOWrapper
+from typing import IO, Any
+
+import click
+from flask import current_app
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from . import addresses, registrations, transfers
+from .addresses import Address
+from .cli import Group
+from .db import db
+from .models import RegistrationStatus
+from .transfers import COLUMNS, Line, RefusedLineError, Tally
+
+TRIES = 5
+"""How often a chunk is tried that others who register at the same time got into the way of."""
+LONGEST_CELL = 1_000
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_UNKNOWN = "This address is not registered."
+
+registrations_group = Group("registrations", help="Move registrations in and out, and look after single ones.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_email = click.argument("email", help="The address; `-` reads it from standard input, so that no shell remembers it.")
+
+
+@registrations_group.command("import")
+@click.option("--dry-run", is_flag=True, help="Store nothing; tell what would become of the lines.")
+@click.option("--report", type=click.File("w", encoding="utf-8", lazy=False), help="A CSV file of the refused lines.")
+@click.argument("file", type=click.File("rb"), default="-", help="A CSV file in UTF-8 with the columns' names on top.")
+def import_(file: IO[bytes], report: IO[str] | None, *, dry_run: bool) -> None:
+    """Import registrations from FILE, or standard input.
+
+    The columns: email; if you like product_id, version, distribution, created_at and status. Run it again after an
+    interruption: what is there already is left as it is. Exit status 1: lines were refused.
+    """
+    text = TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+    rows = _rows(text)
+    written = csv.writer(report) if report else None
+    if written:
+        written.writerow(("line", "reason"))
+    outcomes: Counter[str] = Counter()
+    with _bar(file) as bar:
+        for chunk in iter(lambda: list(itertools.islice(rows, transfers.LINES_AT_ONCE)), []):
+            tally = _take_in(chunk, dry_run=dry_run)
+            outcomes += tally.outcomes
+            if written and report:
+                written.writerows(sorted(tally.refused))
+                report.flush()
+            if bar is not None:
+                bar.update(file.tell() - bar.pos)
+    text.detach()
+    click.echo(
+        f"{outcomes['new']:,} new, {outcomes['known']:,} known before, {outcomes['refused']:,} refused."
+        + (" Nothing was stored." if dry_run else "")
+    )
+    if outcomes["refused"]:
+        raise click.exceptions.Exit(1)
+
+
+@registrations_group.command()
+@click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
+@click.argument("file", type=click.File("w", encoding="utf-8"), default="-")
+def export(file: IO[str], form: str) -> None:
+    """Export all registrations to FILE, or standard output: a line for each, or for each of its installations.
+
+    In CSV a cell that a spreadsheet would calculate gets an apostrophe in front; the import takes it off again.
+    """
+    writer = csv.writer(file)
+    if form == "csv":
+        writer.writerow(COLUMNS)
+    for window in transfers.windows(db.session()):
+        lines = transfers.lines_of(db.session(), window)
+        db.session.rollback()
+        if form == "csv":
+            writer.writerows([transfers.guard(cell) for cell in line] for line in lines)
+        else:
+            file.writelines(json.dumps(dict(zip(COLUMNS, line, strict=True))) + "\n" for line in lines)
+
+
+@registrations_group.command()
+@_email
+def show(email: str) -> None:
+    """Show all that is known of an address, as JSON: what a person has the right to be told."""
+    known = transfers.dossier(db.session(), _address(email).key)
+    if known is None:
+        raise click.ClickException(_UNKNOWN)
+    click.echo(json.dumps(known, indent=2))
+
+
+@registrations_group.command()
+@_yes
+@_email
+def forget(email: str, *, yes: bool) -> None:
+    """Erase an address for good; only a keyed hash stays, so that no import brings it back."""
+    if email == "-" and not yes:
+        raise click.UsageError("There is nowhere to ask you when the address comes from a pipe: add --yes.")
+    address = _address(email)
+    if not yes:
+        click.confirm("This cannot be undone. Erase the address?", abort=True)
+    if not registrations.erase(db.session(), address, tokens=current_app.extensions["tokens"], now=datetime.now(UTC)):
+        raise click.ClickException(_UNKNOWN)
+    db.session.commit()
+    click.echo("The address is erased.")
+
+
+@registrations_group.command()
+@click.option(
+    "--reason",
+    type=click.Choice(sorted(status.value for status in transfers.OFF)),
+    default=RegistrationStatus.OPTED_OUT.value,
+    show_default=True,
+    help="Why.",
+)
+@_email
+def suppress(email: str, reason: str) -> None:
+    """Mail an address no more."""
+    if not transfers.take_off(db.session(), [_address(email).key], RegistrationStatus(reason)):
+        raise click.ClickException("This address is not registered, or is not mailed to anyway.")
+    db.session.commit()
+    click.echo("The address gets no more mail.")
+
+
+@registrations_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def count(*, as_json: bool) -> None:
+    """Count the registrations, by status."""
+    found = transfers.count_by_status(db.session())
+    total = registrations.count(db.session.connection())
+    if as_json:
+        click.echo(json.dumps({"count": total, "statuses": found}))
+        return
+    for name, number in {**found, "registered": total}.items():
+        click.echo(f"{name:12} {number:>12,}")
+
+
+def _rows(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Yield the number of each line with its cells by column, or with what is wrong with it."""
+    reader = csv.reader(file)
+    names = [name.strip().lower() for name in next(reader, [])]
+    if "email" not in names or len(set(names)) < len(names):
+        raise click.UsageError(f"The first line must name the columns once each: email, {', '.join(COLUMNS[1:])}.")
+    if ignored := set(names) - set(COLUMNS):
+        click.echo(f"These columns are not imported: {', '.join(sorted(map(ascii, ignored)))}", err=True)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield reader.line_num, "The line is not CSV."
+            continue
+        if cells:
+            yield (
+                reader.line_num,
+                _wrong(cells, len(names)) or dict(zip(names, map(transfers.unguard, cells), strict=True)),
+            )
+
+
+def _wrong(cells: list[str], columns: int) -> str:
+    if len(cells) != columns:
+        return f"The line has {len(cells)} cells, not {columns}."
+    if any(_REPLACEMENT in cell for cell in cells):
+        return "The line is not UTF-8 text."
+    return f"A cell is longer than {LONGEST_CELL:,} characters." if max(map(len, cells)) > LONGEST_CELL else ""
+
+
+def _take_in(chunk: list[tuple[int, dict[str, str] | str]], *, dry_run: bool) -> Tally:
+    """Store a chunk in one transaction, and again when others got into its way."""
+    now = datetime.now(UTC)
+    unreadable, lines = Tally(), list[Line]()
+    check: Callable[[Address], None] = partial(current_app.extensions["domains"].check, look_up=False)
+    for number, cells in chunk:
+        try:
+            if isinstance(cells, str):
+                raise RefusedLineError(cells)
+            lines.append(transfers.parse(number, cells, now=now, check=check))
+        except RefusedLineError as error:
+            unreadable.refuse(number, str(error))
+    is_erased = partial(registrations.erased_among, tokens=current_app.extensions["tokens"])
+    for left in reversed(range(TRIES)):
+        try:
+            tally = transfers.take_in(db.session(), lines, is_erased=is_erased)
+            db.session.rollback() if dry_run else db.session.commit()
+            break
+        except (IntegrityError, OperationalError):
+            db.session.rollback()
+            if not left:
+                raise
+    return Tally(tally.outcomes + unreadable.outcomes, tally.refused + unreadable.refused)
+
+
+def _bar(file: IO[bytes]) -> AbstractContextManager[Any]:
+    """Return a bar over the bytes of a file; none for a pipe, whose length nobody knows."""
+    if not file.seekable():
+        return nullcontext()
+    length = file.seek(0, SEEK_END)
+    file.seek(0)
+    return click.progressbar(length=length, file=sys.stderr)
+
+
+def _address(email: str) -> Address:
+    return addresses.normalise(sys.stdin.readline(1_000) if email == "-" else email)

@@ -1,0 +1,282 @@
+"""Moving registrations in and out: lines of a table to rows, and rows to lines of a table."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Executable, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from . import addresses, versions
+from .addresses import Address
+from .db import rows_matched
+from .errors import InvalidEmailException
+from .models import Broadcast, Delivery, Installation, Registration, RegistrationCount, RegistrationStatus
+
+COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "status")
+"""What a line may have; of these only `email` it must have. An IP address is neither taken nor given."""
+LINES_AT_ONCE = 1_000
+IDS_AT_ONCE = 5_000
+LONGEST_VERSION = 64
+OFF = (RegistrationStatus.OPTED_OUT, RegistrationStatus.BOUNCED, RegistrationStatus.COMPLAINED)
+STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
+
+_GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
+"""How a cell begins that a spreadsheet would calculate, or that could be taken for a guarded one:
+https://owasp.org/www-community/attacks/CSV_Injection"""
+
+IsErased = Callable[[Session, Sequence[str]], set[str]]
+"""Returns which of some keys of addresses were erased."""
+Check = Callable[[Address], None]
+"""Raises InvalidEmailException for an address that is not taken."""
+
+
+class RefusedLineError(Exception):
+    """A line cannot be taken; the message is the reason, without the address."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A registration with at most one installation, as a table has it; `number` is where in the table."""
+
+    number: int
+    address: Address
+    product_id: uuid.UUID | None
+    version: str
+    distribution: str
+    created_at: datetime
+    status: RegistrationStatus
+
+
+@dataclass
+class Tally:
+    """What became of lines: their number by outcome, and the reason of each that was refused."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    refused: list[tuple[int, str]] = field(default_factory=list)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Note that a line is not taken."""
+        self.outcomes["refused"] += 1
+        self.refused.append((number, reason))
+
+
+def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check: Check) -> Line:
+    """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now."""
+    texts = {name: (cells.get(name) or "").strip() for name in COLUMNS}
+    try:
+        address = addresses.normalise(texts["email"])
+        check(address)
+    except InvalidEmailException as error:
+        raise RefusedLineError(str(error)) from error
+    for name in ("version", "distribution"):
+        if len(texts[name]) > LONGEST_VERSION or not texts[name].isprintable():
+            raise RefusedLineError(f"The {name} is longer than {LONGEST_VERSION} characters or not printable.")
+    if (status := texts["status"] or RegistrationStatus.ACTIVE.value) not in STATUSES:
+        raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
+    try:
+        product_id = uuid.UUID(texts["product_id"]) if texts["product_id"] else None
+    except ValueError as error:
+        raise RefusedLineError("The product_id must be a UUID.") from error
+    created_at = _time(texts["created_at"], now)
+    return Line(number, address, product_id, texts["version"], texts["distribution"], created_at, STATUSES[status])
+
+
+def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> Tally:
+    """Store a chunk of lines; taking them in again changes nothing. The whole chunk is to be one transaction.
+
+    A known address keeps its product id. It is never made active; the table can only take it off the list. Who was
+    erased stays away. Two lines with one address are one registration. Raises IntegrityError when somebody else
+    registers one of the addresses meanwhile; then the chunk is to be tried again.
+    """
+    # Ids of old dates: nobody may move the remembered count past them while others are still being written.
+    session.execute(select(RegistrationCount.id).with_for_update())
+    tally = Tally()
+    erased = is_erased(session, [line.address.key for line in lines])
+    known = _known(session, lines)
+    taken = set(session.execute(_with_product_ids(lines)).scalars())
+    rows: dict[str, dict[str, Any]] = {}
+    kept: list[Line] = []
+    for line in lines:
+        key = line.address.key
+        if key in erased:
+            tally.refuse(line.number, "The person had this address erased.")
+        elif key in known or key in rows:
+            tally.outcomes["known"] += 1
+            kept.append(line)
+        elif line.product_id in taken:
+            tally.refuse(line.number, "The product_id belongs to another address.")
+        else:
+            rows[key] = _row(line)
+            taken.add(rows[key]["product_id"])
+            tally.outcomes["new"] += 1
+            kept.append(line)
+    if rows:
+        session.execute(insert(Registration), list(rows.values()))
+    _take_off(session, kept)
+    _remember_installations(session, kept)
+    return tally
+
+
+def windows(session: Session) -> range:
+    """Return the ids after which the windows of `lines_of` begin."""
+    last = session.execute(select(func.max(Registration.id))).scalar_one_or_none() or 0
+    return range(0, last, IDS_AT_ONCE)
+
+
+def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
+    """Return a window of ids as lines with the columns of COLUMNS, one for each installation or registration."""
+    lines = select(
+        Registration.email,
+        Registration.product_id,
+        Installation.version,
+        Installation.distribution,
+        Registration.created_at,
+        Registration.status,
+    ).outerjoin(Installation, Installation.registration_id == Registration.id)
+    ids = (Registration.id > window, Registration.id <= window + IDS_AT_ONCE)
+    those = lines.where(*ids, Registration.status != RegistrationStatus.ERASED)
+    return [
+        (email, str(product_id), version or "", distribution or "", created_at.isoformat(), status.value)
+        for email, product_id, version, distribution, created_at, status in session.execute(
+            those.order_by(Registration.id, Installation.id)
+        )
+    ]
+
+
+def guard(cell: str) -> str:
+    """Return a cell that a spreadsheet shows instead of calculating it."""
+    return f"'{cell}" if cell.startswith(_GUARDED) else cell
+
+
+def unguard(cell: str) -> str:
+    """Return what `guard` was given."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_GUARDED) else cell
+
+
+def take_off(session: Session, keys: Collection[str], status: RegistrationStatus) -> int:
+    """Mail some addresses no more, for the reason that a status names; return how many were mailed to."""
+    mailed = (RegistrationStatus.ACTIVE, RegistrationStatus.UNCONFIRMED)
+    off = update(Registration).where(Registration.email_key.in_(keys), Registration.status.in_(mailed))
+    return rows_matched(session, off.values(status=status))
+
+
+def count_by_status(session: Session) -> dict[str, int]:
+    """Return how many registrations have each status; reads them all."""
+    found = dict(session.execute(select(Registration.status, func.count()).group_by(Registration.status)).all())
+    return {status.value: found.get(status, 0) for status in RegistrationStatus}
+
+
+def dossier(session: Session, key: str) -> dict[str, Any] | None:
+    """Return all that is known of an address, ready for JSON; None if it is not registered."""
+    known = session.execute(select(Registration).where(Registration.email_key == key)).scalar_one_or_none()
+    if known is None:
+        return None
+    installations = select(
+        Installation.version, Installation.distribution, Installation.first_seen_at, Installation.last_seen_at
+    ).where(Installation.registration_id == known.id)
+    mails = (
+        select(
+            Broadcast.title,
+            Delivery.status,
+            Delivery.reason,
+            Delivery.settled_at,
+            Delivery.feedback,
+            Delivery.feedback_at,
+        )
+        .join(Broadcast, Broadcast.id == Delivery.broadcast_id)
+        .where(Delivery.registration_id == known.id)
+        .order_by(Delivery.id)
+    )
+    names = ("email", "product_id", "status", "ip_address", "created_at", "confirmation_sent_at")
+    return {
+        **{name: _plain(getattr(known, name)) for name in names},
+        "installations": _plain_rows(session, installations.order_by(Installation.id)),
+        "mails": _plain_rows(session, mails),
+    }
+
+
+def _time(text: str, now: datetime) -> datetime:
+    if not text:
+        return now
+    try:
+        time = datetime.fromisoformat(text)
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise RefusedLineError("The created_at must be a time such as 2026-11-23T12:00:00Z.") from error
+    if not datetime(2000, 1, 1, tzinfo=UTC) <= time <= now:
+        raise RefusedLineError("The created_at is before the year 2000 or in the future.")
+    return time
+
+
+def _row(line: Line) -> dict[str, Any]:
+    return {
+        "product_id": line.product_id or uuid.uuid4(),
+        "email": line.address.stored,
+        "email_key": line.address.key,
+        "status": line.status,
+        "ip_address": None,
+        "created_at": line.created_at,
+    }
+
+
+def _known(session: Session, lines: Sequence[Line]) -> dict[str, int]:
+    """Return the ids of the registrations that some lines are about, by the keys of their addresses."""
+    keys = {line.address.key for line in lines}
+    found = session.execute(select(Registration.email_key, Registration.id).where(Registration.email_key.in_(keys)))
+    return {row.email_key: row.id for row in found}
+
+
+def _with_product_ids(lines: Sequence[Line]) -> Any:
+    given = [line.product_id for line in lines if line.product_id is not None]
+    return select(Registration.product_id).where(Registration.product_id.in_(given))
+
+
+def _take_off(session: Session, lines: Sequence[Line]) -> None:
+    """Give active registrations the status that a line has for them."""
+    by_status: dict[RegistrationStatus, list[str]] = {}
+    for line in lines:
+        if line.status in OFF:
+            by_status.setdefault(line.status, []).append(line.address.key)
+    for status, keys in by_status.items():
+        take_off(session, keys, status)
+
+
+def _plain_rows(session: Session, query: Executable) -> list[dict[str, Any]]:
+    return [{name: _plain(value) for name, value in row.items()} for row in session.execute(query).mappings()]
+
+
+def _plain(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
+    reporting = [line for line in lines if line.version or line.distribution]
+    if not reporting:
+        return
+    ids = _known(session, reporting)
+    new = {(ids[line.address.key], line.version, line.distribution): line for line in reporting}
+    identity = (Installation.registration_id, Installation.version, Installation.distribution)
+    there = select(*identity).where(Installation.registration_id.in_(set(ids.values())))
+    for registration_id, version, distribution in session.execute(there):
+        new.pop((registration_id, version, distribution), None)
+    rows = [
+        {
+            "registration_id": registration_id,
+            "version": version,
+            "distribution": distribution,
+            "version_key": versions.sort_key(version),
+            "first_seen_at": line.created_at,
+            "last_seen_at": line.created_at,
+        }
+        for (registration_id, version, distribution), line in new.items()
+    ]
+    if rows:
+        session.execute(insert(Installation), rows)

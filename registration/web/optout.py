@@ -1,0 +1,229 @@
+"""The pages behind the links in mails: opt out, undo it, be erased, confirm. Reading one changes nothing.
+
+No cookie and no form token: whoever has the signed link may act, and mail programs post it themselves (RFC 8058).
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from flask import Blueprint, Flask, Response, current_app, make_response, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_babel import Babel, get_locale, gettext
+
+from .. import confirmations, registrations
+from ..db import db
+from ..errors import ExpiredLinkException, ForgedLinkException
+from ..models import RegistrationStatus
+from ..tokens import LONGEST_TOKEN, Tokens
+from . import access
+
+bp = Blueprint("optout", __name__)
+
+LANGUAGES = ("en", "es", "fr", "de", "pt", "he")
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+HSTS = "max-age=31536000"
+_TOKEN = f"<string(maxlength={LONGEST_TOKEN}):token>"
+_OUT = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
+
+
+@dataclass(frozen=True)
+class Button:
+    """A form of one button."""
+
+    label: str
+    address: str
+    method: str = "post"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says, and what one can do there."""
+
+    title: str
+    text: str
+    buttons: tuple[Button, ...] = ()
+
+
+def init_app(application: Flask) -> None:
+    """Speak the reader's language where there is a catalogue for it, English otherwise."""
+    Babel(
+        application,
+        default_translation_directories="translations",
+        locale_selector=_language,
+    )
+
+
+@bp.get(f"/opt-out/{_TOKEN}")
+@access.public
+def show(token: str) -> ResponseReturnValue:
+    """Show where a registration stands, with the buttons to change it."""
+    return _answer(_standing(token, _opting_out(token)))
+
+
+@bp.post(f"/opt-out/{_TOKEN}")
+@access.public
+def opt_out(token: str) -> ResponseReturnValue:
+    """Opt out; the body does not matter."""
+    product_id = _opting_out(token)
+    registrations.opt_out(db.session(), product_id)
+    db.session.commit()
+    return _answer(_standing(token, product_id))
+
+
+@bp.post(f"/opt-out/{_TOKEN}/undo")
+@access.public
+def undo(token: str) -> ResponseReturnValue:
+    """Take an opt-out back."""
+    product_id = _opting_out(token)
+    registrations.undo_opt_out(db.session(), product_id)
+    db.session.commit()
+    return _answer(_standing(token, product_id))
+
+
+@bp.get(f"/opt-out/{_TOKEN}/erase")
+@access.public
+def ask_to_erase(token: str) -> ResponseReturnValue:
+    """Ask once more before an address is deleted."""
+    product_id = _opting_out(token)
+    if registrations.status_of(db.session(), product_id) is RegistrationStatus.ERASED:
+        return _answer(_standing(token, product_id))
+    erase_me = Button(gettext("Delete my address"), url_for(".erase", token=token))
+    back = Button(gettext("Go back"), url_for(".show", token=token), "get")
+    text = gettext("We delete your e-mail address and what your installations reported. This cannot be undone.")
+    return _answer(Page(gettext("Delete your address?"), text, (erase_me, back)))
+
+
+@bp.post(f"/opt-out/{_TOKEN}/erase")
+@access.public
+def erase(token: str) -> ResponseReturnValue:
+    """Delete the address."""
+    product_id = _opting_out(token)
+    registrations.erase(db.session(), product_id, tokens=_tokens(), now=_now())
+    db.session.commit()
+    return _answer(_standing(token, product_id))
+
+
+@bp.get(f"/confirm/{_TOKEN}")
+@access.public
+def ask_to_confirm(token: str) -> ResponseReturnValue:
+    """Show the button that confirms a registration."""
+    product_id = _confirming(token)
+    if registrations.status_of(db.session(), product_id) not in confirmations.CONFIRMABLE:
+        return _answer(_confirmed(product_id))
+    button = Button(gettext("Yes, send me notices"), url_for(".confirm", token=token))
+    text = gettext("Do you want security and update notices of OpenEMR at your e-mail address?")
+    return _answer(Page(gettext("Confirm your registration"), text, (button,)))
+
+
+@bp.post(f"/confirm/{_TOKEN}")
+@access.public
+def confirm(token: str) -> ResponseReturnValue:
+    """Confirm a registration."""
+    product_id = _confirming(token)
+    registrations.confirm(db.session(), product_id)
+    db.session.commit()
+    return _answer(_confirmed(product_id))
+
+
+@bp.get("/opt-out.css")
+@access.public
+def style() -> ResponseReturnValue:
+    """Serve what the pages look like."""
+    with current_app.open_resource("static/optout/page.css") as sheet:
+        return Response(sheet.read(), mimetype="text/css")
+
+
+@bp.errorhandler(ForgedLinkException)
+def refuse_forged(_: ForgedLinkException) -> ResponseReturnValue:
+    """Say in a friendly way that a link is not one of ours."""
+    text = gettext("It may have been cut off. Copy the whole link from the mail, and try again.")
+    return _answer(Page(gettext("This link does not work"), text), 404)
+
+
+@bp.errorhandler(ExpiredLinkException)
+def refuse_expired(_: ExpiredLinkException) -> ResponseReturnValue:
+    """Say in a friendly way that a link has expired."""
+    text = gettext("Links to confirm work for seven days. Register again to get another one.")
+    return _answer(Page(gettext("This link has expired"), text), 410)
+
+
+def _language() -> str:
+    """Return the first of the reader's languages that we speak, whichever country's: `pt-BR` is `pt`."""
+    wanted = (tag.lower().partition("-")[0] for tag in request.accept_languages.values())
+    return next((language for language in wanted if language in LANGUAGES), "en")
+
+
+@bp.after_request
+def _protect(response: Response) -> Response:
+    response.headers.update(HEADERS)
+    if current_app.config["PUBLIC_URL"].startswith("https://"):
+        response.headers["Strict-Transport-Security"] = HSTS
+    return response
+
+
+def _standing(token: str, product_id: uuid.UUID) -> Page:
+    status = registrations.status_of(db.session(), product_id)
+    if status is RegistrationStatus.ERASED:
+        return _erased()
+    erase_me = Button(gettext("Delete my address too"), url_for(".ask_to_erase", token=token), "get")
+    if status in _OUT:
+        undo_it = Button(gettext("Undo: send me notices again"), url_for(".undo", token=token))
+        buttons = (undo_it, erase_me) if status is RegistrationStatus.OPTED_OUT else (erase_me,)
+        return Page(
+            gettext("You get no more mail from us"), gettext("You have opted out of OpenEMR's notices."), buttons
+        )
+    leave = Button(gettext("Opt out"), url_for(".opt_out", token=token))
+    text = gettext("You are registered for security and update notices of OpenEMR. One click, and no more come.")
+    return Page(gettext("OpenEMR's notices"), text, (leave, erase_me))
+
+
+def _confirmed(product_id: uuid.UUID) -> Page:
+    if registrations.status_of(db.session(), product_id) is RegistrationStatus.ERASED:
+        return _erased()
+    text = gettext("You will get security and update notices of OpenEMR. Each of them has a link to opt out.")
+    return Page(gettext("Thank you, you are registered"), text)
+
+
+def _erased() -> Page:
+    return Page(gettext("Your address is deleted"), gettext("We no longer have your e-mail address."))
+
+
+def _opting_out(token: str) -> uuid.UUID:
+    return _known(_tokens().read_opt_out(token))
+
+
+def _confirming(token: str) -> uuid.UUID:
+    return _known(_tokens().read_confirmation(token, _now()))
+
+
+def _known(product_id: uuid.UUID) -> uuid.UUID:
+    if registrations.status_of(db.session(), product_id) is None:
+        raise ForgedLinkException
+    return product_id
+
+
+def _answer(page: Page, status: int = 200) -> Response:
+    locale = get_locale()
+    response = make_response(render_template("optout/page.html", page=page, locale=locale), status)
+    response.headers["Content-Language"] = str(locale)
+    response.vary.add("Accept-Language")
+    return response
+
+
+def _tokens() -> Tokens:
+    tokens: Tokens = current_app.extensions["tokens"]
+    return tokens
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

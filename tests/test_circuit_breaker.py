@@ -1,0 +1,158 @@
+"""The circuit breaker: when it pauses a broadcast, when not, and that a person's resumption holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+
+from registration import broadcasts, circuit_breaker
+from registration.db import db
+from registration.models import Broadcast, BroadcastStatus, Delivery, Feedback
+
+from .ledgers import NOW, commit, filled
+
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask) -> Iterator[None]:
+    with application.app_context():
+        yield
+
+
+def sending(accepted: int, *, queued: int = 1, **told: int) -> int:
+    """Return a broadcast that is under way, with so many messages of each feedback."""
+    broadcast_id = filled(accepted + queued)
+    accept(broadcast_id, accepted)
+    for feedback, number in told.items():
+        tell(broadcast_id, Feedback(feedback), number)
+    return broadcast_id
+
+
+def accept(broadcast_id: int, number: int, *, at: timedelta = timedelta()) -> None:
+    change(broadcast_id, number, Delivery.status == "queued", status="sent", settled_at=NOW + at)
+
+
+def tell(broadcast_id: int, feedback: Feedback, number: int, *, since: timedelta = timedelta()) -> None:
+    those = (Delivery.status == "sent") & Delivery.feedback.is_(None) & (Delivery.settled_at >= NOW + since)
+    change(broadcast_id, number, those, feedback=feedback, feedback_at=NOW)
+
+
+def change(broadcast_id: int, number: int, those: object, **values: object) -> None:
+    chosen = select(Delivery.id).where(Delivery.broadcast_id == broadcast_id, those).limit(number)  # type: ignore
+    ids = db.session.execute(chosen).scalars().all()
+    assert len(ids) == number
+    db.session.execute(update(Delivery).where(Delivery.id.in_(ids)).values(**values))
+    db.session.commit()
+
+
+def check(broadcast_id: int, sample: int = 500) -> bool:
+    return commit(circuit_breaker.check, broadcast_id, sample=sample, now=NOW)
+
+
+def row(broadcast_id: int) -> Broadcast:
+    db.session.rollback()
+    db.session.expire_all()
+    return db.session.get_one(Broadcast, broadcast_id)
+
+
+def test_hard_bounces_of_four_in_a_hundred_pause_a_broadcast_until_a_person_resumes_it() -> None:
+    broadcast_id = sending(500, hard_bounce=20)
+
+    assert check(broadcast_id)
+
+    paused = row(broadcast_id)
+    assert (paused.status, paused.resume_at, paused.circuit_broken_at) == (BroadcastStatus.PAUSED, None, NOW)
+    assert paused.reason == (
+        "20 of 500 messages (4.00%) bounced because the address does not exist; Amazon SES reviews the account at 5 %. "
+        "Find out why with the operator, then resume it, or cancel it."
+    )
+    commit(broadcasts.underway, LATER)
+    assert row(broadcast_id).status is BroadcastStatus.PAUSED
+
+
+def test_complaints_pause_a_broadcast() -> None:
+    broadcast_id = sending(600, complained=5)
+
+    assert check(broadcast_id)
+
+    assert "5 of 600 messages (0.83%) were reported as spam" in (row(broadcast_id).reason or "")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "told"),
+    [
+        (500, {"hard_bounce": 19}),
+        (499, {"hard_bounce": 400}),
+        (500, {"soft_bounce": 400}),
+        (500, {"delayed": 100, "delivered": 300, "rejected": 50}),
+        (500, {"complained": 1}),
+        (600, {"complained": 4}),
+        (500, {}),
+    ],
+)
+def test_a_broadcast_below_the_limits_or_the_sample_goes_on(accepted: int, told: dict[str, int]) -> None:
+    broadcast_id = sending(accepted, **told)
+
+    assert not check(broadcast_id)
+
+    assert row(broadcast_id).status is BroadcastStatus.SENDING
+
+
+def test_complaints_are_held_to_the_share_of_all_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit_breaker, "FEWEST", 1)
+
+    assert not check(sending(1300, complained=1))
+    assert check(sending(1200, complained=1))
+
+
+def test_no_sample_is_no_circuit_breaker() -> None:
+    assert not check(sending(100, hard_bounce=100), sample=0)
+
+
+def test_a_small_sample_still_takes_five_bounces() -> None:
+    assert not check(sending(10, hard_bounce=4), sample=10)
+    assert check(sending(10, hard_bounce=5), sample=10)
+
+
+def test_what_is_known_at_the_break_does_not_break_it_again_and_what_comes_after_does() -> None:
+    broadcast_id = sending(500, queued=1000, hard_bounce=20)
+    check(broadcast_id)
+    commit(broadcasts.resume, broadcast_id)
+
+    tell(broadcast_id, Feedback.HARD_BOUNCE, 300)
+    assert not check(broadcast_id)
+    accept(broadcast_id, 500, at=timedelta(minutes=1))
+    tell(broadcast_id, Feedback.HARD_BOUNCE, 19, since=timedelta(minutes=1))
+    assert not check(broadcast_id)
+    tell(broadcast_id, Feedback.HARD_BOUNCE, 1, since=timedelta(minutes=1))
+
+    assert check(broadcast_id)
+
+
+def test_a_broadcast_that_rests_for_a_while_does_not_go_on_by_itself_any_more() -> None:
+    broadcast_id = sending(500, hard_bounce=20)
+    commit(broadcasts.hold, broadcast_id, reason="The quota is used up.", now=NOW)
+
+    assert check(broadcast_id)
+
+    assert row(broadcast_id).resume_at is None
+
+
+@pytest.mark.parametrize("step", [broadcasts.pause, broadcasts.cancel])
+def test_what_a_person_stopped_stays_as_it_is(step: object) -> None:
+    broadcast_id = sending(500, hard_bounce=20)
+    commit(step, broadcast_id)  # type: ignore[arg-type]
+    before = row(broadcast_id).reason
+
+    assert not check(broadcast_id)
+
+    assert (row(broadcast_id).reason, row(broadcast_id).circuit_broken_at) == (before, None)
+
+
+def test_a_broadcast_that_there_is_not_breaks_nothing() -> None:
+    assert not check(4711)

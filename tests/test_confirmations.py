@@ -1,0 +1,174 @@
+"""Coming back: who may do so at once, who is asked by mail, and how often."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select, update
+
+from registration import confirmations
+from registration.db import autocommit, db
+from registration.mailers import Outcome, Verdict
+from registration.models import Registration, RegistrationStatus
+from registration.sender import Sender
+
+from . import factories
+
+S = RegistrationStatus
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask):
+    with application.app_context():
+        yield
+
+
+def status(email: str) -> RegistrationStatus:
+    db.session.rollback()
+    return db.session.execute(select(Registration.status).where(Registration.email == email)).scalar_one()
+
+
+def product_id(email: str) -> uuid.UUID:
+    return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
+
+
+def mails(settings: dict[str, str]) -> list[str]:
+    files = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
+    return [
+        message_from_bytes(file.read_bytes(), policy=policy.default).get_body(("plain",)).get_content()
+        for file in files
+    ]
+
+
+@pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
+def test_who_bounced_is_active_again_at_once(client: FlaskClient, form: dict[str, str]) -> None:
+    (email,) = factories.register(status=S.BOUNCED)
+
+    answer = client.post("/api/registration", data={"email": email, **form})
+
+    assert (answer.status_code, answer.json) == (201, {"productId": str(product_id(email))})
+    assert status(email) is S.ACTIVE
+
+
+@pytest.mark.parametrize("left", [S.OPTED_OUT, S.COMPLAINED, S.UNCONFIRMED])
+def test_who_left_stays_out_until_the_one_mail_is_confirmed(
+    client: FlaskClient, sender: Sender, settings: dict[str, str], left: RegistrationStatus
+) -> None:
+    (email,) = factories.register(status=left)
+
+    for _ in range(5):
+        answer = client.post("/api/registration", data={"email": email.upper(), "version": "CALLERS TEXT"})
+        assert (answer.status_code, answer.json) == (201, {"productId": str(product_id(email))})
+        sender.look()
+        (text,) = mails(settings)
+        Path(settings["OUTBOX_DIRECTORY"], f"0-{email}.eml").touch()
+    assert "CALLERS" not in text
+    assert status(email) is left
+
+    path = re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1]
+    client.get(path)
+    client.head(path)
+    assert status(email) is left
+    assert client.post(path).status_code == 200
+    assert status(email) is S.ACTIVE
+
+
+def test_variations_of_an_address_get_one_mail_a_day_between_them(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    for number in range(20):
+        email = f"vic.tim+{number}@gmail.com" if number % 2 else f"v.ictim+{number}@googlemail.com"
+        factories.register_as(email, status=S.UNCONFIRMED)
+        assert client.post("/api/registration", data={"email": email, "version": "7.0.3"}).status_code == 201
+    for _ in range(5):
+        sender.look()
+
+    assert len(mails(settings)) == 1
+
+
+def test_a_mailbox_gets_another_mail_the_next_day() -> None:
+    now = datetime.now(UTC)
+    for hours, expected in ((0, 1), (23, 0), (25, 1)):
+        email = f"ann+{hours}@gmail.com"
+        factories.register_as(email, status=S.UNCONFIRMED)
+        with autocommit() as connection:
+            confirmations.request(connection, email, now)
+        taken = confirmations.take(db.session(), now + timedelta(hours=hours), limit=10)
+        db.session.commit()
+        assert len(taken) == expected
+
+
+def test_an_address_is_asked_once_a_day_at_most() -> None:
+    factories.register(status=S.OPTED_OUT)
+    key = db.session.execute(select(Registration.email_key)).scalar_one()
+    now = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    taken = []
+    for hour in range(50):
+        moment = now + timedelta(hours=hour)
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            confirmations.request(connection, key, moment)
+            confirmations.request(connection, key, moment)
+        taken += [hour for _ in confirmations.take(db.session(), moment, limit=10)]
+        db.session.commit()
+
+    assert taken == [0, 24, 48]
+
+
+def test_a_mail_that_the_service_does_not_take_yet_is_sent_later(
+    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": email})
+    verdicts, sent = [Verdict.HELD, Verdict.ACCEPTED], []
+
+    def send(message, recipients):
+        sent.append(recipients[0].address)
+        return [Outcome(verdicts.pop(0))]
+
+    monkeypatch.setattr(sender.mailer, "send", send)
+    sender.look()
+    sender.look()
+    assert sent == [email]
+    sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
+    sender.look()
+    sender.look()
+    assert sent == [email, email]
+
+
+def test_nobody_is_asked_who_opted_out_of_nothing(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": email})
+    db.session.execute(update(Registration).values(status=S.ACTIVE))
+    db.session.commit()
+
+    sender.look()
+
+    assert mails(settings) == []
+
+
+class TestWithConfirmation:
+    @pytest.fixture
+    def settings(self, settings: dict[str, str]) -> dict[str, str]:
+        return settings | {"CONFIRM_REGISTRATIONS": "true"}
+
+    def test_a_new_registration_waits_for_its_confirmation_and_the_count_tells_both(
+        self, client: FlaskClient, sender: Sender, settings: dict[str, str]
+    ) -> None:
+        factories.register(2)
+        assert client.post("/api/registration", data={"email": "ann@example.org"}).status_code == 201
+
+        assert status("ann@example.org") is S.UNCONFIRMED
+        assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 2}
+        sender.look()
+        (text,) = mails(settings)
+        client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+        assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 3}

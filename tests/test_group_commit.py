@@ -1,0 +1,94 @@
+"""Rows of several threads in one statement, and an error where it belongs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from registration.group_commit import GroupCommit, Row
+
+
+class Table:
+    """Stands in for a table: refuses `wrong` values, and holds back its first statement until it is let go."""
+
+    def __init__(self, wrong: Sequence[int] = (), *, is_away: bool = False) -> None:
+        self.wrong, self.is_away = wrong, is_away
+        self.statements: list[list[int]] = []
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        values = [row["value"] for row in rows]
+        self.statements.append(values)
+        self.has_begun.set()
+        assert self.may_end.wait(10)
+        if self.is_away:
+            raise OperationalError("INSERT", {}, Exception("gone"), connection_invalidated=True)
+        if set(values) & set(self.wrong):
+            raise IntegrityError("INSERT", {}, Exception("known"))
+
+
+def insert_together(table: Table, values: Sequence[int]) -> dict[int, Exception | None]:
+    """Insert the first value, the others while its statement is under way; return what each got."""
+    group, outcomes = GroupCommit(table.insert), dict[int, Exception | None]()
+
+    def insert(value: int) -> None:
+        try:
+            group.insert({"value": value})
+            outcomes[value] = None
+        except (IntegrityError, OperationalError) as error:
+            outcomes[value] = error
+
+    threads = [threading.Thread(target=insert, args=(value,)) for value in values]
+    threads[0].start()
+    assert table.has_begun.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while len(group._waiting) < len(values) - 1:
+        pass
+    table.may_end.set()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_rows_that_come_while_a_statement_is_under_way_share_the_next() -> None:
+    table = Table()
+
+    outcomes = insert_together(table, [1, 2, 3, 4])
+
+    assert outcomes == {1: None, 2: None, 3: None, 4: None}
+    first, second = table.statements
+    assert (first, sorted(second)) == ([1], [2, 3, 4])
+
+
+def test_a_row_that_is_refused_costs_its_company_nothing() -> None:
+    table = Table(wrong=[3])
+
+    outcomes = insert_together(table, [1, 2, 3, 4])
+
+    assert isinstance(outcomes.pop(3), IntegrityError)
+    assert outcomes == {1: None, 2: None, 4: None}
+
+
+def test_a_lost_connection_fails_them_all_at_once() -> None:
+    table = Table(is_away=True)
+
+    outcomes = insert_together(table, [1, 2, 3])
+
+    assert all(isinstance(outcome, OperationalError) for outcome in outcomes.values())
+    assert len(table.statements) == 2
+
+
+def test_rows_one_after_another_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registration.group_commit.time.sleep", lambda _: pytest.fail("it waited"))
+    table = Table()
+    table.may_end.set()
+    group = GroupCommit(table.insert)
+
+    for value in (1, 2, 3):
+        group.insert({"value": value})
+
+    assert table.statements == [[1], [2], [3]]

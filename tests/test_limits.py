@@ -1,0 +1,155 @@
+"""How many registrations are taken in a minute, and from where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from limits.storage import Storage
+
+from registration import limits
+from registration.errors import TooManyRegistrationsException
+from registration.limits import Limits, network_of
+
+from . import redis_server
+from .mariadb import free_port
+
+REGISTRATION = "/api/registration"
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """A private Redis server. Missing, it fails in CI and is skipped elsewhere."""
+    if redis_server.is_installed():
+        with redis_server.running() as url:
+            yield url
+    elif os.environ.get("CI") == "true":
+        pytest.fail(redis_server.MISSING)
+    else:
+        pytest.skip(redis_server.MISSING)
+
+
+def admitted(counter: Limits, number: int, ip_address: str | None = "192.0.2.1") -> int:
+    """Try a number of registrations and return how many were taken."""
+    taken = 0
+    for _ in range(number):
+        try:
+            counter.admit(ip_address)
+        except TooManyRegistrationsException:
+            continue
+        taken += 1
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.254", True),
+        ("192.0.2.1", "192.0.3.1", False),
+        ("192.0.2.1", "::ffff:192.0.2.9", True),
+        ("2001:db8:0:1200::1", "2001:db8:0:12ff:8000::2", True),
+        ("2001:db8:0:1200::1", "2001:db8:0:1300::1", False),
+        ("0.0.2.1", "::2", False),
+        (None, None, True),
+        (None, "192.0.2.1", False),
+    ],
+)
+def test_a_network_is_a_24_of_ipv4_and_a_56_of_ipv6(one: str | None, other: str | None, *, same: bool) -> None:
+    assert (network_of(one) == network_of(other)) is same
+
+
+def test_a_network_has_its_own_limit() -> None:
+    counter = Limits(per_network=10, altogether=0)
+
+    assert admitted(counter, 1000) == 10
+    assert admitted(counter, 1000, "198.51.100.1") == 10
+
+
+def test_who_is_refused_does_not_use_up_what_is_left_for_others() -> None:
+    counter = Limits(per_network=10, altogether=15)
+
+    assert admitted(counter, 1000) == 10
+    assert admitted(counter, 1000, "198.51.100.1") == 5
+    assert admitted(counter, 1, "203.0.113.1") == 0
+
+
+def test_a_limit_of_zero_is_none() -> None:
+    assert admitted(Limits(per_network=0, altogether=0), 200) == 200
+
+
+def test_networks_are_not_remembered_when_nothing_is_left_for_anybody() -> None:
+    counter = Limits(per_network=10, altogether=5)
+    for number in range(100):
+        admitted(counter, 1, f"10.0.{number}.1")
+
+    assert len(counter._own.storage.counts) == 6
+
+
+def test_a_count_ends_a_minute_after_its_beginning_and_is_then_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(limits.time, "time", lambda: now)
+    counter = Limits(per_network=10, altogether=0)
+    assert admitted(counter, 20) == 10
+
+    now += 60
+    assert admitted(counter, 20, "198.51.100.1") == 10
+
+    assert len(counter._own.storage.counts) == 1
+    assert admitted(counter, 20) == 10
+
+
+def test_processes_that_share_a_storage_count_together(redis_url: str) -> None:
+    one, other = (Limits(per_network=10, altogether=0, storage=redis_url) for _ in range(2))
+
+    assert admitted(one, 6) + admitted(other, 6) == 10
+    with pytest.raises(TooManyRegistrationsException) as caught:
+        other.admit("192.0.2.1")
+    assert 1 <= caught.value.retry_after.total_seconds() <= 60
+
+
+def test_a_storage_that_is_away_refuses_nobody_and_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def connect(url: str) -> Storage:
+        storage = original(url)
+        incr = storage.incr
+
+        def count(*arguments: object, **named: object) -> int:
+            nonlocal asked
+            asked += 1
+            return incr(*arguments, **named)
+
+        storage.incr = count
+        return storage
+
+    original = limits._connect
+    monkeypatch.setattr(limits, "_connect", connect)
+    counter = Limits(per_network=10, altogether=0, storage=f"redis://127.0.0.1:{free_port()}/0")
+
+    assert admitted(counter, 20) == 10
+    assert asked == 1
+
+
+def test_ten_clinics_in_a_minute_are_fine_and_a_script_with_a_thousand_is_not(
+    settings: dict[str, str], database_url: str, application_with: Callable[[], Flask]
+) -> None:
+    del settings["REGISTRATIONS_PER_NETWORK"], settings["REGISTRATIONS_PER_MINUTE"]
+    client = application_with().test_client()
+
+    answers = [client.post(REGISTRATION, data={"email": f"clinic-{n}@example.org"}) for n in range(100)]
+
+    assert {answer.status_code for answer in answers[:30]} == {201}
+    assert {answer.status_code for answer in answers[30:]} == {429}
+    last = answers[-1]
+    assert last.content_type == "application/problem+json"
+    assert last.json is not None
+    assert last.json["title"] == "TooManyRegistrationsException"
+    assert 1 <= int(last.headers["Retry-After"]) <= 60
+
+
+@pytest.fixture
+def application_with(request: pytest.FixtureRequest) -> Callable[[], Flask]:
+    """Build the application after the test has changed its settings."""
+    return lambda: request.getfixturevalue("application")

@@ -1,0 +1,136 @@
+"""The HTML part as a mail program shows it, wide and narrow, light and dark; docs/ keeps the pictures.
+
+`UPDATE_PICTURES=true` writes them anew.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from registration import ROOT, messages
+
+from . import chromium, factories
+
+NOTICE = """\
+# OpenEMR 7.0.3 (2) closes a hole
+
+Dear colleagues,
+
+**Anybody who can log in to the patient portal can read the documents of other patients.** Please update *today*.
+
+## What to do
+
+1. Back up the database and the folder `sites`.
+2. Install the patch from <https://www.open-emr.org/wiki/index.php/OpenEMR_Patches>.
+3. Run the upgrade and check the version:
+
+```
+$ php sql_patch.php --site=default
+OpenEMR 7.0.3 (2)
+```
+
+| you run | what to do |
+|---|---|
+| 7.0.3, 7.0.3 (1) | install the patch |
+| before 7.0.3 | upgrade to 7.0.3 first |
+| Docker | pull the image `openemr/openemr:7.0.3` |
+
+> If you cannot update today, switch the patient portal off: Administration, Config, Portal.
+
+Questions? [Ask in the forum](https://community.open-emr.org), or answer this mail.
+
+The board of the OEMR Foundation
+"""
+SIZES = {"desktop": (900, 600), "phone": (375, 600)}
+Scheme = Literal["light", "dark"]
+CONTRAST = """
+() => {
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const numbers = colour => colour.match(/[0-9.]+/g).map(Number);
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = numbers(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll("body *")]
+    .filter(e => [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.textContent.trim()))
+    .map(e => {
+      const [a, b] = [numbers(getComputedStyle(e).color).slice(0, 3), behind(e)].map(light);
+      return [e.tagName, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+    });
+}
+"""
+"""The contrast of each text to what is behind it (WCAG 2.2, success criterion 1.4.3)."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Missing, it fails in CI and is skipped elsewhere."""
+    path = chromium.path()
+    if path is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(chromium.MISSING)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> Scheme:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=SIZES)
+def page(request: pytest.FixtureRequest, browser: Browser, scheme: Scheme) -> Iterator[Page]:
+    """A mail on a screen."""
+    width, height = SIZES[request.param]
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    head = factories.letterhead()
+    letter = head.write(messages.compose("OpenEMR 7.0.3 (2) closes a hole", NOTICE))
+    page.set_content(letter.html.with_link(head.link(uuid.UUID(int=1))))
+    yield page
+    page.close()
+
+
+def test_a_mail_looks_as_the_pictures_in_the_guide_show(
+    page: Page, scheme: Scheme, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    device = next(name for name, size in SIZES.items() if page.viewport_size == {"width": size[0], "height": size[1]})
+    kept = ROOT / "docs" / f"mail-{device}-{scheme}.png"
+    update = os.environ.get("UPDATE_PICTURES") == "true"
+
+    picture = page.screenshot(path=kept if update else tmp_path / kept.name, full_page=True)
+
+    assert picture.startswith(b"\x89PNG")
+    assert kept.exists()
+
+
+def test_every_word_of_a_mail_can_be_read(page: Page) -> None:
+    contrasts = page.evaluate(CONTRAST)
+
+    assert len(contrasts) > 20
+    assert [pair for pair in contrasts if pair[1] < 4.5] == []
+
+
+def test_a_mail_never_scrolls_sideways(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_line_without_a_break_wraps_on_a_phone(browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 320, "height": 600})
+    page.set_content(factories.letterhead().write(messages.compose("Title", "x" * 2000)).html.with_link("https://e"))
+
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.close()

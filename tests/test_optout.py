@@ -1,0 +1,189 @@
+"""The pages behind the links in mails."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from babel.messages.extract import extract_from_file
+from babel.messages.mofile import read_mo
+from babel.messages.pofile import read_po
+from flask import Flask, current_app
+from flask.testing import FlaskClient
+from sqlalchemy import func, select
+
+from registration import ROOT, addresses, ledger, registrations
+from registration.db import db
+from registration.models import Installation, Registration, RegistrationStatus
+from registration.web import optout
+
+from . import factories
+
+S = RegistrationStatus
+CATALOGUES = sorted((ROOT / "registration" / "translations").glob("*/LC_MESSAGES/messages.po"))
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask):
+    with application.app_context():
+        yield
+
+
+def row() -> Registration:
+    db.session.rollback()
+    return db.session.execute(select(Registration)).scalar_one()
+
+
+def path(kind: str = "opt_out") -> str:
+    tokens, found = current_app.extensions["tokens"], row()
+    url = tokens.opt_out_url(found.product_id)
+    if kind != "opt_out":
+        url = tokens.confirmation_url(found.product_id, datetime.now(UTC) - timedelta(days=8))
+    return url.removeprefix("http://127.0.0.1:5000")
+
+
+def test_looking_changes_nothing_and_the_button_opts_out(client: FlaskClient) -> None:
+    factories.register()
+    for look in (client.get, client.head):
+        assert look(path()).status_code == 200
+        assert look(f"{path()}/erase").status_code == 200
+    assert row().status is S.ACTIVE
+
+    for _ in range(2):
+        answer = client.post(path())
+        assert (answer.status_code, "Undo" in answer.text, "Set-Cookie" in answer.headers) == (200, True, False)
+        assert row().status is S.OPTED_OUT
+    client.post(f"{path()}/undo")
+    assert row().status is S.ACTIVE
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_mail_programs_one_click_opts_out(client: FlaskClient, content_type: str) -> None:
+    factories.register()
+
+    answer = client.post(path(), data={"List-Unsubscribe": "One-Click"}, content_type=content_type)
+
+    assert answer.status_code == 200
+    assert row().status is S.OPTED_OUT
+
+
+@pytest.mark.parametrize("call", ["opt-out/forged", "opt-out/forged/undo", "opt-out/forged/erase", "confirm/forged"])
+def test_a_forged_link_gets_a_friendly_page(client: FlaskClient, call: str) -> None:
+    answer = client.post(f"/{call}")
+
+    assert (answer.status_code, answer.mimetype) == (404, "text/html")
+    assert "This link does not work" in answer.text
+
+
+def test_an_expired_confirmation_and_a_foreign_registration_say_so(client: FlaskClient) -> None:
+    factories.register()
+    assert client.post(path("confirm")).status_code == 410
+    foreign = path()
+    db.session.execute(Registration.__table__.delete())
+    db.session.commit()
+    assert client.post(foreign).status_code == 404
+
+
+def test_a_complaint_stays_one(client: FlaskClient) -> None:
+    factories.register(status=S.COMPLAINED)
+    client.post(path())
+    client.post(f"{path()}/undo")
+    assert row().status is S.COMPLAINED
+
+
+def test_erasing_leaves_a_keyed_hash_and_lowers_the_count_once(client: FlaskClient) -> None:
+    (email,) = factories.register(ip_address="192.0.2.1")
+    client.post("/api/registration", data={"email": email, "version": "7.0.3"})
+    registrations.remember_count(db.session(), before=datetime.now(UTC) + timedelta(days=1))
+    db.session.commit()
+    for _ in range(2):
+        assert "Your address is deleted" in client.post(f"{path()}/erase").text
+    for look in (path(), f"{path()}/erase"):
+        assert "Your address is deleted" in client.get(look).text
+
+    found = row()
+    assert (found.email, found.email_key, found.ip_address) == ("", f"erased:{found.id}", None)
+    assert found.status is S.ERASED
+    assert db.session.execute(select(func.count()).select_from(Installation)).scalar_one() == 0
+    assert client.get("/api/registration/unique").json == {"count": 0}
+    key = addresses.normalise(email).key
+    tokens = current_app.extensions["tokens"]
+    assert registrations.erased_among(db.session(), [key, "bob@example.org"], tokens=tokens) == {key}
+    db.session.rollback()
+
+    assert client.post("/api/registration", data={"email": email}).status_code == 201
+    assert registrations.erased_among(db.session(), [key], tokens=tokens) == set()
+    assert client.get("/api/registration/unique").json == {"count": 1}
+
+
+def test_of_a_thousand_who_opt_out_in_mid_send_only_claimed_batches_are_mailed(client: FlaskClient) -> None:
+    emails = factories.register(1200)
+    broadcast_id = factories.start_broadcast()
+    while ledger.fill(db.session(), broadcast_id):
+        db.session.commit()
+    batch = ledger.claim(db.session(), broadcast_id, lease="first", limit=50, now=datetime.now(UTC))
+    db.session.commit()
+    tokens = current_app.extensions["tokens"]
+    ids = db.session.execute(select(Registration.product_id).order_by(Registration.id).limit(1000)).scalars().all()
+    db.session.rollback()
+
+    for product_id in ids:
+        client.post(tokens.opt_out_url(product_id).removeprefix("http://127.0.0.1:5000"))
+    mailed = []
+    while more := ledger.claim(db.session(), broadcast_id, lease="more", limit=300, now=datetime.now(UTC)):
+        mailed += [recipient.address for recipient in more.recipients]
+        db.session.commit()
+
+    assert len(batch.recipients) == 50
+    assert mailed == emails[1000:]
+
+
+@pytest.mark.parametrize(
+    ("asked", "language", "direction"),
+    [
+        ("es-MX", "es", "ltr"),
+        ("pt-BR,en;q=0.5", "pt", "ltr"),
+        ("he", "he", "rtl"),
+        ("xx", "en", "ltr"),
+        ("", "en", "ltr"),
+    ],
+)
+def test_a_page_speaks_the_readers_language(client: FlaskClient, asked: str, language: str, direction: str) -> None:
+    answer = client.get("/opt-out/forged", headers={"Accept-Language": asked})
+
+    assert f'<html lang="{language}" dir="{direction}">' in answer.text
+    assert answer.headers["Content-Language"] == language
+    assert ("This link does not work" in answer.text) is (language == "en")
+
+
+@pytest.mark.parametrize("file", CATALOGUES, ids=lambda file: file.parent.parent.name)
+def test_a_catalogue_is_complete_and_compiled(file: Path) -> None:
+    catalogue = read_po(io.BytesIO(file.read_bytes()))
+    compiled = read_mo(io.BytesIO(file.with_suffix(".mo").read_bytes()))
+    texts = {found[1] for found in extract_from_file("python", ROOT / "registration" / "web" / "optout.py")}
+
+    written = {message.id: message.string for message in catalogue if message.id}
+    assert written.keys() == texts
+    assert all(written.values())
+    assert {message.id: message.string for message in compiled if message.id} == written
+
+
+def test_there_is_a_catalogue_for_every_language_but_english() -> None:
+    assert {file.parent.parent.name for file in CATALOGUES} | {"en"} == set(optout.LANGUAGES)
+
+
+def test_a_page_is_protected_and_keeps_its_link_to_itself(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    factories.register()
+    caplog.set_level("INFO")
+    answer = client.get(path())
+
+    assert {name: answer.headers[name] for name in optout.HEADERS} == optout.HEADERS
+    assert "<script" not in answer.text
+    assert "style=" not in answer.text
+    assert "Strict-Transport-Security" not in answer.headers
+    assert client.get("/opt-out.css").mimetype == "text/css"
+    assert not any(path().rpartition("/")[2] in str(vars(record)) for record in caplog.records)

@@ -1,0 +1,116 @@
+"""The pages in a real browser: everybody can use them, on a phone and a desk, by day and by night."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from flask import Flask
+from flask_migrate import upgrade
+from playwright.sync_api import Browser, Page, sync_playwright
+from sqlalchemy import select
+from werkzeug.serving import make_server
+
+from registration.db import db
+from registration.models import Registration, RegistrationStatus
+
+from . import conftest, factories
+
+MISSING = "install Chromium to try the pages in a browser (Debian: apt-get install chromium)"
+WIDTHS = {"phone": 360, "desktop": 1280}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Missing, it fails in CI and is skipped elsewhere."""
+    if (program := shutil.which("chromium")) is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def served(make_application: Callable[[str], Flask], sqlite_url: str) -> Iterator[tuple[Flask, str]]:
+    """An application with one registration, and where it is served."""
+    application = make_application(sqlite_url)
+    with application.app_context():
+        upgrade()
+        conftest.empty()
+        factories.register()
+        server = make_server("127.0.0.1", 0, application, threaded=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield application, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def registered() -> Registration:
+    db.session.rollback()
+    return db.session.execute(select(Registration)).scalar_one()
+
+
+def opt_out_url(application: Flask, url: str) -> str:
+    link = application.extensions["tokens"].opt_out_url(registered().product_id)
+    return link.replace("http://127.0.0.1:5000", url)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("locale", ["en-US", "he"])
+def test_every_page_is_for_everybody(
+    browser: Browser, served: tuple[Flask, str], width: str, scheme: str, locale: str
+) -> None:
+    link = opt_out_url(*served)
+    # The page forbids scripts; the tool that examines it is one.
+    context = browser.new_context(
+        viewport={"width": WIDTHS[width], "height": 700}, color_scheme=scheme, locale=locale, bypass_csp=True
+    )
+    page = context.new_page()
+
+    page.goto(link)
+    examine(page, f"{width}-{scheme}-{locale}-ask")
+    page.locator("button.first").click()
+    examine(page, f"{width}-{scheme}-{locale}-out")
+    page.locator("button.other").click()
+    examine(page, f"{width}-{scheme}-{locale}-erase")
+    page.goto(f"{served[1]}/opt-out/forged")
+    examine(page, f"{width}-{scheme}-{locale}-forged")
+    context.close()
+
+
+def examine(page: Page, name: str) -> None:
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") == "544px"
+
+
+def test_everything_works_without_javascript_and_leaves_no_cookie(browser: Browser, served: tuple[Flask, str]) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+
+    page.goto(opt_out_url(*served))
+    page.get_by_role("button", name="Opt out").click()
+    assert registered().status is RegistrationStatus.OPTED_OUT
+    page.get_by_role("button", name="Undo").click()
+    assert registered().status is RegistrationStatus.ACTIVE
+    page.get_by_role("button", name="Delete my address too").click()
+    page.get_by_role("button", name="Go back").click()
+    page.get_by_role("button", name="Delete my address too").click()
+    page.get_by_role("button", name="Delete my address", exact=True).click()
+    assert registered().status is RegistrationStatus.ERASED
+    assert page.get_by_role("heading", name="Your address is deleted").is_visible()
+    assert context.cookies() == []
+    context.close()

@@ -1,0 +1,322 @@
+"""Moving registrations in and out, and looking after single ones, through click's runner."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from registration import ROOT, registrations, transfers
+from registration.db import db
+from registration.models import Installation, Registration, RegistrationStatus
+
+from . import factories
+
+Run = Callable[..., Result]
+PRODUCT_ID = uuid.UUID("a30ebf9e-ad64-42dc-8f20-5834c6ef63d7")
+
+
+@pytest.fixture
+def run(application: Flask) -> Run:
+    """Run a command as `flask registrations` does."""
+    runner = application.test_cli_runner()
+    return lambda *arguments, **named: runner.invoke(args=["registrations", *map(str, arguments)], **named)
+
+
+@pytest.fixture
+def stored(application: Flask) -> Callable[[], list[tuple[Any, ...]]]:
+    """Read what is stored: address, status, version of its installation."""
+
+    def read() -> list[tuple[Any, ...]]:
+        with application.app_context():
+            lines = select(Registration.email, Registration.status, Installation.version)
+            joined = lines.outerjoin(Installation, Installation.registration_id == Registration.id)
+            return [tuple(row) for row in db.session.execute(joined.order_by(Registration.id, Installation.id))]
+
+    return read
+
+
+def table(*lines: str) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def test_an_import_takes_the_columns_by_name(application: Flask, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "old.csv"
+    file.write_text(
+        table(
+            "status,IP,Email,created_at,distribution,version,product_id",
+            f"opted_out,192.0.2.1,Ann@Example.org,2020-02-03T04:05:06+01:00,docker,7.0.3 (1),{PRODUCT_ID}",
+        ),
+        "utf-8-sig",
+    )
+
+    result = run("import", file)
+
+    assert result.exit_code == 0, result.output
+    assert "These columns are not imported: 'ip'" in result.stderr
+    assert result.stdout.endswith("1 new, 0 known before, 0 refused.\n")
+    with application.app_context():
+        known = db.session.execute(select(Registration)).scalar_one()
+        assert (known.email, known.email_key, known.product_id) == ("Ann@Example.org", "ann@example.org", PRODUCT_ID)
+        assert (known.status, known.ip_address) == (RegistrationStatus.OPTED_OUT, None)
+        assert known.created_at == datetime(2020, 2, 3, 3, 5, 6, tzinfo=UTC)
+        installation = db.session.execute(select(Installation)).scalar_one()
+        assert (installation.version, installation.distribution) == ("7.0.3 (1)", "docker")
+        assert installation.version_key is not None
+        assert registrations.count(db.session.connection()) == 1
+
+
+def test_an_import_from_standard_input_needs_nothing_but_the_address(run: Run, stored: Any) -> None:
+    result = run("import", input=table("email", "ann@example.org", "", "bob@example.org"))
+
+    assert result.exit_code == 0, result.output
+    assert [row[:2] for row in stored()] == [("ann@example.org", "active"), ("bob@example.org", "active")]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("nobody,,,,,", "must have an @-sign"),
+        (",,,,,", "is needed"),
+        ("ann@mailinator.com,,,,,", "throw-away"),
+        ("ann@example.org,5,,,,", "must be a UUID"),
+        (f"ann@example.org,,{'7' * 65},,,", "version is longer"),
+        ("ann@example.org,,,,yesterday,", "created_at must be a time"),
+        ("ann@example.org,,,,1999-01-01,", "before the year 2000"),
+        ("ann@example.org,,,,2999-01-01,", "in the future"),
+        ("ann@example.org,,,,,erased", "status must be one of"),
+        ("ann@example.org,", "2 cells, not 6"),
+        ("ann@example.org,,,,,,", "7 cells, not 6"),
+        (f"{'a' * 2000},,,,,", "longer than 1,000"),
+        ("\udcff@example.org,,,,,", "not UTF-8"),
+        (f'"{"a" * 200_000}",,,,,', "not CSV"),
+    ],
+)
+def test_a_refused_line_is_reported_with_its_number_and_reason(
+    run: Run, stored: Any, tmp_path: Path, line: str, reason: str
+) -> None:
+    file, report = tmp_path / "old.csv", tmp_path / "refused.csv"
+    text = table(",".join(transfers.COLUMNS), "bob@example.org,,,,,", line, "eve@example.org,,,,,")
+    file.write_text(text, "utf-8", errors="surrogateescape")
+
+    result = run("import", file, "--report", report)
+
+    assert result.exit_code == 1, result.output
+    assert "2 new, 0 known before, 1 refused" in result.output
+    [heading, (number, why)] = csv.reader(report.read_text().splitlines())
+    assert (heading, number) == (["line", "reason"], "3")
+    assert reason in why
+    assert len(stored()) == 2
+
+
+@pytest.mark.parametrize("heading", ["", "name", "email,email", "e-mail"])
+def test_a_table_without_the_names_of_its_columns_is_refused(run: Run, heading: str) -> None:
+    result = run("import", input=table(heading, "ann@example.org"))
+
+    assert result.exit_code == 2
+    assert "must name the columns" in result.output
+
+
+def test_a_dry_run_stores_nothing(run: Run, stored: Any) -> None:
+    result = run("import", "--dry-run", input=table("email", "ann@example.org", "nobody"))
+
+    assert "1 new, 0 known before, 1 refused. Nothing was stored." in result.output
+    assert stored() == []
+
+
+def test_nobody_is_made_active_by_an_import_but_it_can_take_people_off(application: Flask, run: Run) -> None:
+    with application.app_context():
+        for status in ("opted_out", "bounced", "complained", "unconfirmed"):
+            factories.register(1, status=RegistrationStatus(status))
+        [active] = factories.register(1)
+        emails = db.session.execute(select(Registration.email)).scalars().all()
+
+    run("import", input=table("email,status", *(f"{email},active" for email in emails)))
+    assert statuses(application) == ["opted_out", "bounced", "complained", "unconfirmed", "active"]
+
+    run("import", input=table("email,status", f"{active.upper()},opted_out"))
+    assert statuses(application) == ["opted_out", "bounced", "complained", "unconfirmed", "opted_out"]
+
+
+def statuses(application: Flask) -> list[str]:
+    with application.app_context():
+        return list(db.session.execute(select(Registration.status).order_by(Registration.id)).scalars())
+
+
+def test_who_was_erased_stays_away(application: Flask, run: Run, stored: Any) -> None:
+    with application.app_context():
+        factories.register_as("ann@example.org")
+    assert run("forget", "--yes", "ann@example.org").exit_code == 0
+
+    result = run("import", input=table("email", "Ann@example.org", "bob@example.org"))
+
+    assert "1 new, 0 known before, 1 refused" in result.output
+    assert [row[0] for row in stored()] == ["", "bob@example.org"]
+
+
+def test_one_address_is_one_registration_with_all_its_installations(run: Run, stored: Any) -> None:
+    lines = table("email,version", "ann@example.org,7.0.3", "ANN@example.org,7.0.2", "ann@example.org,7.0.3")
+
+    assert "1 new, 2 known before" in run("import", input=lines).output
+    assert "0 new, 3 known before" in run("import", input=lines).output
+    assert [row[2] for row in stored()] == ["7.0.3", "7.0.2"]
+
+
+def test_a_product_id_has_one_address_only(run: Run, stored: Any) -> None:
+    lines = table("email,product_id", *(f"{name}@example.org,{PRODUCT_ID}" for name in ("ann", "bob")))
+
+    assert "1 new, 0 known before, 1 refused" in run("import", input=lines).output
+    assert "0 new, 1 known before, 1 refused" in run("import", input=lines).output
+
+
+def test_a_chunk_that_others_got_into_the_way_of_is_tried_again(
+    run: Run, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [1, 2]
+
+    def take_in(*arguments: Any, **named: Any) -> Any:
+        tally = original(*arguments, **named)
+        if left and left.pop():
+            raise IntegrityError("INSERT", {}, Exception())
+        return tally
+
+    original = transfers.take_in
+    monkeypatch.setattr(transfers, "take_in", take_in)
+
+    assert "1 new, 0 known before" in run("import", input=table("email", "ann@example.org")).output
+    assert len(stored()) == 1
+
+
+def test_an_import_killed_in_the_middle_and_run_again_is_complete_and_nothing_is_double(
+    application: Flask, database_url: str, settings: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    number = 20_000
+    file = tmp_path / "old.csv"
+    lines = (f"clinic-{n}@example.org,{uuid.UUID(int=n + 1)},7.0.{n % 4}" for n in range(number))
+    file.write_text(table("email,product_id,version", *lines))
+    command = [sys.executable, "-m", "flask", "--app", "application", "registrations", "import", str(file)]
+    environment = {**os.environ, **settings, "DB_CONN_STR": database_url, "DEVELOPMENT": "true"}
+
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        while not rows(application, Registration) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    there = rows(application, Registration)
+    assert 0 < there < number
+
+    assert f"{number - there:,} new, {there:,} known before, 0 refused" in run("import", file).output
+    assert rows(application, Registration) == rows(application, Installation) == number
+
+
+def rows(application: Flask, model: type[Registration | Installation]) -> int:
+    with application.app_context():
+        return db.session.execute(select(func.count()).select_from(model)).scalar_one()
+
+
+def test_an_export_can_be_imported_again(
+    application: Flask, run: Run, stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "IDS_AT_ONCE", 2)
+    lines = ["+x@example.org,7.0.3", "'y@example.org,-dev", "ann@example.org,7.0.3", "ann@example.org,7.0.2"]
+    run("import", input=table("email,version,status", *(f"{line},bounced" for line in lines)))
+    before = stored()
+
+    file = tmp_path / "new.csv"
+    assert run("export", file).exit_code == 0
+
+    cells = list(csv.reader(file.read_text().splitlines()))
+    assert cells[0] == list(transfers.COLUMNS)
+    assert [row[0] for row in cells[1:]] == ["'+x@example.org", "''y@example.org", "ann@example.org", "ann@example.org"]
+    assert cells[2][2] == "'-dev"
+    with application.app_context():
+        db.session.execute(Installation.__table__.delete())
+        db.session.execute(Registration.__table__.delete())
+        db.session.commit()
+    assert run("import", file).exit_code == 0
+    assert stored() == before
+
+
+def test_an_export_as_json_lines_leaves_out_who_was_erased(application: Flask, run: Run) -> None:
+    with application.app_context():
+        [email] = factories.register(1)
+        factories.register(1, status=RegistrationStatus.ERASED)
+
+    result = run("export", "--format", "jsonl")
+
+    [line] = map(json.loads, result.output.splitlines())
+    assert (line["email"], line["status"], line["version"]) == (email, "active", "")
+    assert line.keys() == set(transfers.COLUMNS)
+
+
+def test_show_tells_all_that_is_known_of_an_address(application: Flask, run: Run) -> None:
+    run("import", input=table("email,version", "ann@example.org,7.0.3"))
+
+    known = json.loads(run("show", "-", input="Ann@example.org\n").output)
+
+    assert (known["email"], known["status"], known["ip_address"]) == ("ann@example.org", "active", None)
+    assert [installation["version"] for installation in known["installations"]] == ["7.0.3"]
+    assert known["mails"] == []
+
+
+@pytest.mark.parametrize("command", ["show", "suppress"])
+def test_an_unknown_or_invalid_address_is_said_to_be_so(run: Run, command: str) -> None:
+    for email, words in (("ann@example.org", "not registered"), ("nobody", "@-sign")):
+        result = run(command, email)
+        assert result.exit_code == 1
+        assert words in result.output
+
+
+def test_suppress_takes_an_address_off(application: Flask, run: Run) -> None:
+    with application.app_context():
+        [email] = factories.register(1)
+
+    assert run("suppress", email, "--reason", "complained").exit_code == 0
+
+    assert statuses(application) == ["complained"]
+    assert run("suppress", email).exit_code == 1
+
+
+def test_forget_asks_and_erases(application: Flask, run: Run) -> None:
+    with application.app_context():
+        [email, other] = factories.register(2)
+
+    assert run("forget", email, input="n\n").exit_code == 1
+    assert run("forget", "-", input=email).exit_code == 2
+    assert statuses(application) == ["active", "active"]
+    assert run("forget", email, input="y\n").exit_code == 0
+    assert run("forget", "--yes", "-", input=other).exit_code == 0
+    assert run("forget", "--yes", "eve@example.org").exit_code == 1
+    assert statuses(application) == ["erased", "erased"]
+
+
+def test_count_counts_by_status(application: Flask, run: Run) -> None:
+    with application.app_context():
+        factories.register(2)
+        factories.register(1, status=RegistrationStatus.BOUNCED)
+
+    assert json.loads(run("count", "--json").output)["statuses"] == {
+        "active": 2, "unconfirmed": 0, "opted_out": 0, "bounced": 1, "complained": 0, "erased": 0
+    }  # fmt: skip
+    assert "registered              3" in run("count").output
+
+
+def test_every_command_is_in_readme(run: Run) -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in ("import", "export", "show", "forget", "suppress", "count"):
+        assert f"flask --app application registrations {command}" in readme
+        assert run(command, "--help").exit_code == 0

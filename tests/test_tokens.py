@@ -1,0 +1,69 @@
+"""Signed links: read back by us alone, through a change of keys, and for as long as they should."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from registration.errors import ExpiredLinkException, ForgedLinkException
+from registration.tokens import CONFIRMATION_LIFETIME, LONGEST_TOKEN, Tokens
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+OLD, NEW = "an old key of thirty-two characters", "a new key of thirty-two characters"
+PRODUCT_ID = uuid.UUID("a30ebf9e-ad64-42dc-8f20-5834c6ef63d7")
+TOKENS = Tokens([OLD], "https://reg.example.org/")
+SECOND = timedelta(seconds=1)
+
+
+def token(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def test_a_link_says_which_registration_it_is_for() -> None:
+    url = TOKENS.opt_out_url(PRODUCT_ID)
+
+    assert url.startswith("https://reg.example.org/opt-out/")
+    assert TOKENS.read_opt_out(token(url)) == PRODUCT_ID
+    assert len(token(TOKENS.confirmation_url(PRODUCT_ID, NOW))) <= LONGEST_TOKEN
+
+
+def test_old_links_outlive_a_new_key_and_not_the_end_of_their_own() -> None:
+    old = token(TOKENS.opt_out_url(PRODUCT_ID))
+
+    assert Tokens([OLD, NEW], "").read_opt_out(old) == PRODUCT_ID
+    assert Tokens([OLD, NEW], "").opt_out_url(PRODUCT_ID) == Tokens([NEW], "").opt_out_url(PRODUCT_ID)
+    with pytest.raises(ForgedLinkException):
+        Tokens([NEW], "").read_opt_out(old)
+
+
+@pytest.mark.parametrize("forged", ["", "a", "a.b", "é.é", ".", "AAAA", token(TOKENS.opt_out_url(PRODUCT_ID))[:-1]])
+def test_a_forged_link_is_refused(forged: str) -> None:
+    with pytest.raises(ForgedLinkException):
+        TOKENS.read_opt_out(forged)
+    with pytest.raises(ForgedLinkException):
+        TOKENS.read_confirmation(forged, NOW)
+
+
+def test_a_link_for_one_purpose_does_not_serve_the_other() -> None:
+    with pytest.raises(ForgedLinkException):
+        TOKENS.read_opt_out(token(TOKENS.confirmation_url(PRODUCT_ID, NOW)))
+    with pytest.raises(ForgedLinkException):
+        TOKENS.read_confirmation(token(TOKENS.opt_out_url(PRODUCT_ID)), NOW)
+
+
+def test_a_confirmation_expires_after_seven_days() -> None:
+    link = token(TOKENS.confirmation_url(PRODUCT_ID, NOW))
+
+    assert TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME) == PRODUCT_ID
+    with pytest.raises(ExpiredLinkException):
+        TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME + SECOND)
+
+
+def test_a_hash_of_an_address_depends_on_the_key_and_is_found_again_after_a_new_one() -> None:
+    (old,) = TOKENS.fingerprints("ann@example.org")
+    newest, older = Tokens([OLD, NEW], "").fingerprints("ann@example.org")
+
+    assert older == old != newest
+    assert len(old) == 64

@@ -1,0 +1,65 @@
+"""Lines of a table to rows, and rows to lines of a table."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from flask import Flask
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from registration import registrations, transfers
+from registration.db import db
+from registration.models import RegistrationStatus
+from registration.transfers import RefusedLineError, guard, unguard
+
+from . import factories
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def parse(**cells: str) -> transfers.Line:
+    return transfers.parse(2, {"email": "Ann@example.org", **cells}, now=NOW, check=lambda _: None)
+
+
+def test_a_line_with_an_address_alone_is_active_since_now() -> None:
+    line = parse()
+
+    assert line.address == ("Ann@example.org", "ann@example.org")
+    assert (line.number, line.product_id, line.version, line.distribution) == (2, None, "", "")
+    assert (line.created_at, line.status) == (NOW, RegistrationStatus.ACTIVE)
+
+
+@pytest.mark.parametrize("time", ["2020-02-03T04:05:06Z", "2020-02-03 04:05:06", "2020-02-03T06:05:06+02:00"])
+def test_a_time_is_utc_unless_it_says_otherwise(time: str) -> None:
+    assert parse(created_at=time).created_at == datetime(2020, 2, 3, 4, 5, 6, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-11-23T12:00:01Z"])
+def test_a_time_that_cannot_be_is_refused(time: str) -> None:
+    with pytest.raises(RefusedLineError, match="created_at"):
+        parse(created_at=time)
+
+
+@given(st.text(st.sampled_from("=+-@'\t\rab")))
+def test_a_guarded_cell_is_no_formula_and_comes_back_as_it_was(cell: str) -> None:
+    assert not guard(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert unguard(guard(cell)) == cell
+
+
+def test_the_remembered_count_does_not_move_while_lines_are_taken_in(application: Flask) -> None:
+    with application.app_context():
+        factories.register(1)
+        if db.engine.dialect.name != "mysql":
+            pytest.skip("SQLite has one writer at a time anyway")
+        line: Any = parse()
+        transfers.take_in(db.session(), [line], is_erased=lambda *_: set())
+        with Session(db.engine) as other:
+            other.execute(text("SET innodb_lock_wait_timeout = 0"))
+            with pytest.raises(OperationalError, match="Lock wait timeout"):
+                registrations.remember_count(other, before=NOW)
