@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -130,10 +131,10 @@ def autocommit() -> AbstractContextManager[Connection]:
     return db.engines[AUTOCOMMIT].connect()
 
 
-def rows_matched(session: Session, statement: Executable) -> int:
+def rows_matched(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:
     """Execute an UPDATE and return how many rows it was about. Objects that the session has loaded do not see it."""
     unseen = {"synchronize_session": False}
-    return cast("CursorResult[Any]", session.execute(statement, execution_options=unseen)).rowcount
+    return cast("CursorResult[Any]", session.execute(statement, parameters, execution_options=unseen)).rowcount
 
 
 def engine_options(url: str, *, pool_size: int, autocommit: bool = False, careful: bool = True) -> dict[str, Any]:

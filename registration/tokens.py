@@ -7,6 +7,8 @@ import hmac
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
 
 from itsdangerous import BadSignature, Signer
 from itsdangerous.encoding import base64_decode, base64_encode
@@ -27,7 +29,7 @@ class Tokens:
 
     def __init__(self, keys: Sequence[str], public_url: str) -> None:
         self._opt_out, self._confirmation = (
-            Signer(list(keys), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+            _Signer(list(keys), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
             for salt in ("opt-out", "confirmation")
         )
         self._erasure_keys = [hmac.digest(key.encode(), b"erasure", "sha256") for key in reversed(keys)]
@@ -56,6 +58,14 @@ class Tokens:
     def fingerprints(self, address_key: str) -> list[str]:
         """Return the keyed hash of an erased address under each key, the newest first."""
         return [hmac.new(key, address_key.encode(), "sha256").hexdigest() for key in self._erasure_keys]
+
+
+class _Signer(Signer):
+    """A signer that derives each key once: every message has a link."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.derive_key = cache(super().derive_key)  # type: ignore[method-assign]
 
 
 def _sign(signer: Signer, payload: bytes) -> str:

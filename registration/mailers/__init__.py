@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..messages import Message
 
@@ -27,8 +27,7 @@ class Verdict(Enum):
     """Perhaps taken: the answer was lost."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """A verdict with what goes with it: the id of an accepted message, the reason in plain English otherwise."""
 
     verdict: Verdict
@@ -36,8 +35,7 @@ class Outcome:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Recipient:
+class Recipient(NamedTuple):
     """Where one delivery goes; without a product id, to somebody who need not be registered."""
 
     delivery_id: int
