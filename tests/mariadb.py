@@ -33,8 +33,11 @@ class Server:
         return str(self.folder / "socket")
 
     def url(self, database: str) -> str:
-        """Return the SQLAlchemy URL of a database, over TCP as in production."""
-        return f"mysql+pymysql://root@127.0.0.1:{self.port}/{database}"
+        """Return the SQLAlchemy URL of a database, over TCP as in production.
+
+        Without TLS, which the server does not offer: PyMySQL gets ready for it at 30 ms a connection.
+        """
+        return f"mysql+pymysql://root@127.0.0.1:{self.port}/{database}?ssl_disabled=1"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""

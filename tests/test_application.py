@@ -254,7 +254,6 @@ def production(mariadb_url: str, make_application: Callable[[str], Flask]) -> tu
     """An application on an empty, migrated MariaDB database, and the settings of a sender for it."""
     application = make_application(mariadb_url)
     with application.app_context():
-        upgrade()
         empty()
     settings = {"DB_CONN_STR": mariadb_url, "SECRET_PIN": PIN, "MAILER": "outbox", "SES_SENDER": "notices@example.org"}
     settings |= LINKS

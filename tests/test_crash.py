@@ -26,7 +26,6 @@ def test_a_restart_in_mid_send_neither_loses_nor_repeats(mariadb_server: mariadb
 
     figures.check()
     assert figures.duplicates == 0
-    assert figures.slowest_stop < 5
 
 
 def test_lost_replies_cost_a_copy_at_most_and_say_so(mariadb_server: mariadb.Server) -> None:

@@ -231,7 +231,6 @@ def test_dead_connections_are_replaced_without_an_error_to_the_caller(
 ) -> None:
     application = make_application(mariadb_url)
     with application.app_context():
-        upgrade()
         empty()
     client = application.test_client()
     assert client.post(REGISTRATION, data={"email": "ann@example.org"}).status_code == 201

@@ -330,11 +330,8 @@ def test_kills_in_a_flood_lose_nothing(
 ) -> None:
     application = make_application(mariadb_url)
     with application.app_context():
-        from flask_migrate import upgrade
-
         from .conftest import empty
 
-        upgrade()
         empty()
         broadcast_id, ids = sent(200)
         db.session.execute(Broadcast.__table__.update().values(status="paused"))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from celery import Celery, signals
 from flask import Flask
-from flask_migrate import upgrade
 
 from registration import event_queue, event_tasks, feedback, tasks
 from registration.models import Feedback
@@ -35,7 +34,6 @@ def celery(
     settings |= {"AWS_ACCESS_ID": "test", "AWS_SECRET_KEY": "test"}
     application = make_application(sqlite_url)
     with application.app_context():
-        upgrade()
         conftest.empty()
         yield application.extensions["celery"]
     signals.worker_shutting_down.send(sender="the test")

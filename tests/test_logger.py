@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from flask_migrate import upgrade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -211,7 +210,6 @@ def application(database_url: str, file: Path, tmp_path: Path, readable: bool) -
     }
     application = create_application(config.read(environment, development=readable))
     with application.app_context():
-        upgrade()
         empty()
     yield application
     dispose(application)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from flask import Flask
-from flask_migrate import upgrade
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import select
 from werkzeug.serving import make_server
@@ -42,7 +41,6 @@ def served(make_application: Callable[[str], Flask], sqlite_url: str) -> Iterato
     """An application with one registration, and where it is served."""
     application = make_application(sqlite_url)
     with application.app_context():
-        upgrade()
         conftest.empty()
         factories.register()
         server = make_server("127.0.0.1", 0, application, threaded=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from flask_migrate import upgrade
 
 import config
 from registration import create_application
@@ -24,7 +23,6 @@ def application(settings: dict[str, str], sqlite_url: str) -> Iterator[Flask]:
     production |= {"PUBLIC_URL": "https://notices.example.org", "TOKEN_KEYS": "k" * 32}
     application = create_application(config.read(production, development=False))
     with application.app_context():
-        upgrade()
         empty()
     yield application
     dispose(application)
