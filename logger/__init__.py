@@ -21,25 +21,19 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "reque
 
 def configure(stream: TextIO, file: Path, *, readable: bool) -> None:
     """Send all log lines to a stream and to a file; a file that cannot be written is done without."""
-    formatter: logging.Formatter = _Readable() if readable else _Json()
-    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
-    with suppress(OSError):
-        handlers.append(logging.FileHandler(file))
     root = logging.getLogger()
     for old in root.handlers[:]:
-        if getattr(old, "is_ours", False):
+        if isinstance(old, Handler):
             root.removeHandler(old)
             old.close()
-    for handler in handlers:
-        handler.is_ours = True  # type: ignore[attr-defined]
-        handler.setFormatter(formatter)
-        handler.addFilter(_add_request_id)
-        root.addHandler(handler)
+    handler = Handler(stream, file)
+    handler.setFormatter(_Readable() if readable else _Json())
+    root.addHandler(handler)
     root.setLevel(logging.INFO)
     for chatty in ("alembic", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # its errors quote the request line
-    if len(handlers) == 1:
+    if handler.file is None:
         logging.getLogger(__name__).warning("the log file cannot be written")
 
 
@@ -48,13 +42,37 @@ def blot_out(line: str) -> str:
     return _ADDRESS.sub("[address]", line) if "@" in line else line
 
 
-def _add_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = g.get("request_id") if has_request_context() else None
-    return True
+class Handler(logging.Handler):
+    """Writes each line, made once, to a stream and to a file; `file` is None when it cannot be written."""
+
+    def __init__(self, stream: TextIO, file: Path) -> None:
+        super().__init__()
+        self.stream = stream
+        self.file: TextIO | None = None
+        with suppress(OSError):
+            self.file = file.open("a", encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, with the id of the request that it belongs to."""
+        try:
+            record.request_id = g.get("request_id") if has_request_context() else None
+            line = f"{self.format(record)}\n"
+            for output in (self.stream, self.file):
+                if output is not None:
+                    output.write(line)
+                    output.flush()
+        except Exception:  # noqa: BLE001  as every handler of the standard library
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+        super().close()
 
 
 class _Json(JsonFormatter):
-    """One JSON object a line, made once for all handlers."""
+    """One JSON object a line."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -65,10 +83,7 @@ class _Json(JsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without addresses."""
-        line: str | None = vars(record).get("json_line")
-        if line is None:
-            line = vars(record)["json_line"] = blot_out(super().format(record))
-        return line
+        return blot_out(super().format(record))
 
 
 class _Readable(logging.Formatter):

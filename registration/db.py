@@ -10,11 +10,11 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pymysql
 from flask_sqlalchemy import SQLAlchemy
@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -47,6 +48,8 @@ QUICK_SECONDS = 4
 SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
 """After so slow a failure to connect, nobody tries for a while: requests would queue up behind a hanging database."""
 LOCK_SECONDS = 3
+
+Result = TypeVar("Result")
 
 LARGE_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column of type INTEGER."""
@@ -127,8 +130,34 @@ class Names(TypeDecorator[StrEnum]):
 
 
 def autocommit() -> AbstractContextManager[Connection]:
-    """Return a connection on which every statement commits itself."""
-    return db.engines[AUTOCOMMIT].connect()
+    """Return a connection on which every statement commits itself, alive; its pool does not look (see `repeatable`)."""
+    engine = db.engines[AUTOCOMMIT]
+    connection = engine.connect()
+    try:
+        connection.exec_driver_sql("SELECT 1")
+    except DBAPIError as error:
+        connection.close()
+        if not error.connection_invalidated:
+            raise
+        return engine.connect()
+    return connection
+
+
+def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
+    """Do work on a connection that may be dead, and once more on a new one if it was.
+
+    Cheaper than to ask each connection first whether it lives, and without the moment between answer and use; for
+    work that may be done twice.
+    """
+    begun = time.monotonic()
+    try:
+        with engine.connect() as connection:
+            return work(connection)
+    except DBAPIError as error:
+        if not error.connection_invalidated or time.monotonic() - begun > SLOW_SECONDS:
+            raise
+    with engine.connect() as connection:
+        return work(connection)
 
 
 def rows_matched(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:
@@ -141,11 +170,17 @@ def engine_options(url: str, *, pool_size: int, autocommit: bool = False, carefu
     """Return the options of one engine and its pool of `pool_size` connections.
 
     A dead connection is noticed before it is used and replaced, and rolled back before it is put back; `careful` off
-    saves both round trips, for those who end every transaction themselves and try again after an error. Parameters
-    stay out of error messages, because they hold addresses.
+    saves both round trips, for those who end every transaction themselves and try again after an error. So does
+    `autocommit`, of which `autocommit()` and `repeatable` take care. Parameters stay out of error messages, because
+    they hold addresses.
     """
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}
-    options |= {"pool_pre_ping": careful, "max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
+    options |= {
+        "pool_pre_ping": careful and not autocommit,
+        "max_overflow": 0,
+        "pool_timeout": CONNECT_SECONDS,
+        "pool_recycle": 1800,
+    }
     if autocommit or not careful:
         options["pool_reset_on_return"] = None
     if autocommit:

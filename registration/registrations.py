@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from . import confirmations, versions
 from .addresses import Address
-from .db import rows_matched
+from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
 from .group_commit import GroupCommit, Row
 from .models import (
@@ -98,23 +98,19 @@ class Registrar:
         else:
             status = self._first_status
         if status is not RegistrationStatus.ACTIVE:
-            with self._engine.connect() as connection:
-                _welcome_back(connection, address, now)
+            repeatable(self._engine, lambda connection: _welcome_back(connection, address, now))
         if installation is not None:
-            with self._engine.connect() as connection:
-                _remember(connection, address, installation, now)
+            repeatable(self._engine, lambda connection: _remember(connection, address, installation, now))
         return product_id
 
     def _insert(self, rows: Sequence[Row]) -> None:
-        with self._engine.connect() as connection:
-            connection.execute(_INSERT, rows)
+        repeatable(self._engine, lambda connection: connection.execute(_INSERT, rows))
 
     def _find(self, address: Address) -> tuple[uuid.UUID, RegistrationStatus]:
-        """Return product id and status of a known address; the id is the new one if its group failed after it."""
-        with self._engine.connect() as connection:
-            known = select(Registration.product_id, Registration.status).where(Registration.email_key == address.key)
-            product_id, status = connection.execute(known).one()
-            return product_id, status
+        """Return product id and status of a known address; the id is the new one if its group was inserted twice."""
+        known = select(Registration.product_id, Registration.status).where(Registration.email_key == address.key)
+        product_id, status = repeatable(self._engine, lambda connection: connection.execute(known).one())
+        return product_id, status
 
 
 def _welcome_back(connection: Connection, address: Address, now: datetime) -> None:

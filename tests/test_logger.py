@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_written_is_done_without(
 
 
 def test_configuring_again_replaces_what_was_configured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    others = [handler for handler in logging.getLogger().handlers if not getattr(handler, "is_ours", False)]
+    others = [handler for handler in logging.getLogger().handlers if not isinstance(handler, logger.Handler)]
     logger.configure(sys.stdout, tmp_path / "first", readable=True)
     logger.configure(sys.stdout, tmp_path / "second", readable=True)
 

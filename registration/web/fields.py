@@ -108,6 +108,8 @@ def _pairs(encoded: bytes) -> dict[str, str]:
 
     Werkzeug would leave bytes that are not UTF-8 percent-encoded, and `%FF` is a valid part of an address.
     """
+    if not encoded:
+        return {}
     return dict(reversed(parse_qsl(encoded.decode(errors="replace"), keep_blank_values=True, errors="replace")))
 
 

@@ -12,6 +12,7 @@ HEADERS = {
 }
 """For answers to programs; a page says what it needs itself."""
 HSTS = "max-age=31536000"
+_WITH_HTTPS = HEADERS | {"Strict-Transport-Security": HSTS}
 
 
 def init_app(application: Flask) -> None:
@@ -20,10 +21,7 @@ def init_app(application: Flask) -> None:
 
 
 def _add(response: Response) -> Response:
-    headers = response.headers
-    for name, value in HEADERS.items():
-        if name not in headers:
-            headers[name] = value
-    if current_app.config["PUBLIC_URL"].startswith("https:") and "Strict-Transport-Security" not in headers:
-        headers["Strict-Transport-Security"] = HSTS
+    present = {name for name, _ in response.headers}
+    wanted = _WITH_HTTPS if current_app.config["PUBLIC_URL"].startswith("https:") else HEADERS
+    response.headers.extend([(name, value) for name, value in wanted.items() if name not in present])
     return response
