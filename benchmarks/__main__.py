@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 from tests import mariadb
 
-from . import count, engine, feedback, pace, registrations, versions
+from . import count, engine, feedback, pace, registrations, scale, versions, wake_up
 
 BENCHMARKS: dict[str, Callable[[mariadb.Server], object]] = {
     "registrations": registrations.run,
     "count": count.run,
     "engine": engine.run,
+    "scale": scale.run,
+    "wake-up": wake_up.run,
     "pace": pace.run,
     "versions": versions.run,
     "feedback": feedback.run,

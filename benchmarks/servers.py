@@ -17,6 +17,7 @@ from tests import mariadb
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30
+PIN = "correct horse battery staple"
 AS_IN_PRODUCTION = ("--config", "gunicorn.conf.py")
 
 
@@ -50,7 +51,7 @@ def service(database_url: str) -> Iterator[int]:
             "application:application",
             *AS_IN_PRODUCTION,
             DB_CONN_STR=database_url,
-            SECRET_PIN="correct horse battery staple",
+            SECRET_PIN=PIN,
             PUBLIC_URL="https://reg.example.org",
             TOKEN_KEYS="a key of at least thirty-two characters",
             DEVELOPMENT="",

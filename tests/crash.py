@@ -38,7 +38,7 @@ from registration.models import (
 )
 
 from . import mariadb, ses_fake
-from .sender_process import POINTS, Orders
+from .sender_process import POINTS, Orders, in_flight
 from .ses_fake import SpawnedFake
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ STARTED = "the sender started"
 
 @dataclass
 class Figures:
-    """How a scene ended. `in_doubt` counts messages of calls in flight at a kill, or of calls left without a reply."""
+    """How a scene ended. `in_doubt` counts the messages of calls in flight at a kill, or left without a reply."""
 
     recipients: int
     stops: int
@@ -78,13 +78,17 @@ class Process:
 
     popen: subprocess.Popen[str]
     log: Path
-    name: str = ""
     die: str = ""
+
+    @property
+    def calls(self) -> Path:
+        """Return the file in which it notes its calls."""
+        return self.log.with_suffix(".calls")
 
     def order(self, orders: Orders) -> None:
         assert self.popen.stdin is not None
-        self.name, self.die = orders.name, orders.die
-        self.popen.stdin.write(json.dumps(asdict(orders)) + "\n")
+        self.die = orders.die
+        self.popen.stdin.write(json.dumps(asdict(replace(orders, calls=str(self.calls)))) + "\n")
         self.popen.stdin.flush()
 
     def await_start(self, seconds: float = 30) -> None:
@@ -202,13 +206,8 @@ class Scene:
             return broadcasts.status_of(session, broadcast_id) is BroadcastStatus.SENT
 
     def note_kill(self, process: Process) -> None:
-        """Note what a process that was killed had claimed and not settled."""
-        claimed = select(Registration.email).join(Delivery, Delivery.registration_id == Registration.id)
-        with self.sessions.begin() as session:
-            of_process = claimed.where(
-                Delivery.status == DeliveryStatus.SENDING, Delivery.lease.startswith(process.name)
-            )
-            self.doubts.update(session.execute(of_process).scalars())
+        """Note the messages of the calls that a process had in flight when it was killed, and nothing else."""
+        self.doubts.update(in_flight(process.calls))
         self.stops += 1
 
     def finish(self, broadcast_id: int, seconds: float) -> Figures:
@@ -290,7 +289,7 @@ def kill(stage: Scene, *, recipients: int, kills: Sequence[tuple[int, int]], lea
             rate = _rate_for(left, len(plan) - number, begun, number) / senders
             life = number + len(running)
             die = f"{POINTS[life // 2 % len(POINTS)]}:{stage.random.randint(1, 6)}" if life % 2 else ""
-            running.append(stage.prepared(replace(usual, name=f"{len(stage.processes):03d}-", die=die, rate=rate)))
+            running.append(stage.prepared(replace(usual, die=die, rate=rate)))
         victim = running.pop(0)
         victim.await_start()
         if victim.die:
@@ -301,7 +300,7 @@ def kill(stage: Scene, *, recipients: int, kills: Sequence[tuple[int, int]], lea
         victim.kill()
         stage.note_kill(victim)
     stage.left_at_last_kill = stage.statuses(broadcast_id)["queued"]
-    stage.prepared(replace(usual, name="last-"))
+    stage.prepared(usual)
     return stage.finish(broadcast_id, 120)
 
 
@@ -331,7 +330,7 @@ def lose_replies(stage: Scene, *, recipients: int) -> Figures:
     """Send while replies are lost in every way."""
     stage.register(recipients)
     broadcast_id = stage.start()
-    stage.prepared(Orders(name="only-", lease=5, read_seconds=1))
+    stage.prepared(Orders(lease=5, read_seconds=1))
     figures = stage.finish(broadcast_id, 240)
     _, unanswered = stage.fake.copies()
     reasons = select(Registration.email, Delivery.reason).join(Delivery, Delivery.registration_id == Registration.id)
@@ -347,7 +346,7 @@ def prove_by_event(stage: Scene, *, recipients: int) -> Figures:
     """Lose every reply, and let events of the mail service prove before the lease ends that it accepted."""
     stage.register(recipients)
     broadcast_id = stage.start()
-    stage.prepared(Orders(name="only-", lease=20, batch_seconds=0.25))
+    stage.prepared(Orders(lease=20, batch_seconds=0.25))
     accepted: set[int] = set()
     open_ones = select(Delivery.id).where(Delivery.status == DeliveryStatus.SENDING, Delivery.reason.is_not(None))
     deadline = time.monotonic() + 60
@@ -380,7 +379,7 @@ def opt_out(stage: Scene, *, recipients: int) -> Figures:
     """Let the last fifth opt out, bounce or complain while the first are being sent to."""
     stage.register(recipients)
     broadcast_id = stage.start()
-    stage.prepared(Orders(name="only-", rate=recipients / 3)).await_start()
+    stage.prepared(Orders(rate=recipients / 3)).await_start()
     until(lambda: stage.statuses(broadcast_id).total() == recipients, 30)
     gone = [f"clinic-{number}@example.org" for number in range(recipients - recipients // 5 + 1, recipients + 1)]
     with stage.sessions.begin() as session:
@@ -420,7 +419,7 @@ def fill(stage: Scene, *, recipients: int, kills: int) -> dict[str, float]:
     try:
         rows = select(func.count()).where(Delivery.broadcast_id == broadcast_id)
         for number in range(kills + 1):
-            process = stage.prepared(Orders(name=f"{number:03d}-", rate=1.0))
+            process = stage.prepared(Orders(rate=1.0))
             process.await_start()
             if number < kills:
                 time.sleep(stage.random.uniform(0.0, 1.0))
@@ -477,7 +476,7 @@ def main(names: Sequence[str]) -> None:
         "share": _share_in_full,
         "fill": _fill_in_full,
     }
-    print("| scene | recipients | kills, restarts or lost replies | lost | copies | in doubt | took |")
+    print("| scene | recipients | kills, restarts or lost replies | lost | copies | in flight or unanswered | took |")
     print("|---|---|---|---|---|---|---|", flush=True)
     with mariadb.running() as server:
         for name, run in scenes.items():

@@ -12,9 +12,11 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import urllib3.connection
@@ -22,7 +24,8 @@ import urllib3.connection
 import logger
 import registration
 from registration import ledger, pacing
-from registration.mailers import ses
+from registration.mailers import Recipient, ses
+from registration.sender import Sender
 
 POINTS = ("claimed", "committed", "called", "replied", "settled")
 """Where it can die: in the transaction of a claim before its commit; after that, before the call; with the call made
@@ -31,10 +34,10 @@ and no reply read; with the reply read and nothing written; in the transaction t
 
 @dataclass(frozen=True)
 class Orders:
-    """How to run. `name` begins the name of every lease; `die` is a point and which passing of it, such as called:3."""
+    """How to run. `die` is a point and which passing of it, such as called:3; `calls` is the file for `in_flight`."""
 
-    name: str = ""
     die: str = ""
+    calls: str = ""
     rate: float = 0.0
     lease: float = 0.0
     batch_seconds: float = 0.0
@@ -56,6 +59,29 @@ class Points:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Calls:
+    """A file that tells which calls were in flight when the process died: what a kill cannot take back is written."""
+
+    def __init__(self, file: str) -> None:
+        self.file = os.open(file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(self, sign: str, recipients: Sequence[Recipient]) -> None:
+        os.write(self.file, "".join(f"{sign}{recipient.address}\n" for recipient in recipients).encode())
+
+    def begin(self, recipients: Sequence[Recipient]) -> None:
+        self.note("+", recipients)
+
+    def end(self, recipients: Sequence[Recipient]) -> None:
+        self.note("-", recipients)
+
+
+def in_flight(file: Path) -> Counter[str]:
+    """Return the addresses in calls that a process had begun, and whose outcome it had not written down."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    noted = {sign: Counter(line[1:] for line in lines if line.startswith(sign)) for sign in "+-"}
+    return noted["+"] - noted["-"]
+
+
 def main(orders: Orders) -> None:
     """Prepare what the orders say and run the sender."""
     if orders.lease:
@@ -71,20 +97,22 @@ def main(orders: Orders) -> None:
 
 
 def _watch(orders: Orders) -> None:
-    """Name the leases, and pass each point on the way of a batch."""
+    """Note each call, and pass each point on the way of a batch."""
     at = Points(orders.die).at
+    calls = Calls(orders.calls)
     here = threading.local()
 
-    def claim(*arguments: Any, lease: str, **named: Any) -> Any:
-        batch = original_claim(*arguments, lease=(orders.name + lease)[:32], **named)
+    def claim(*arguments: Any, **named: Any) -> Any:
+        batch = original_claim(*arguments, **named)
         if batch is not None:
             at("claimed")
         return batch
 
-    def send(*arguments: Any) -> Any:
+    def send(mailer: Any, message: Any, recipients: Sequence[Recipient]) -> Any:
         at("committed")
         here.sending = True
-        outcomes = original_send(*arguments)
+        calls.begin(recipients)
+        outcomes = original_send(mailer, message, recipients)
         here.sending = False
         at("replied")
         return outcomes
@@ -98,12 +126,18 @@ def _watch(orders: Orders) -> None:
         original_settle(*arguments)
         at("settled")
 
+    def settle_and_commit(sender: Any, batch: ledger.Batch, outcomes: Any) -> None:
+        original_settle_and_commit(sender, batch, outcomes)
+        calls.end(batch.recipients)
+
     original_claim, original_settle = ledger.claim, ledger.settle
+    original_settle_and_commit = Sender._settle
     original_send: Callable[..., Any] = ses.SesMailer.send
     original_getresponse = urllib3.connection.HTTPConnection.getresponse
     for owner, name, replacement in (
         (ledger, "claim", claim),
         (ledger, "settle", settle),
+        (Sender, "_settle", settle_and_commit),
         (ses.SesMailer, "send", send),
         (urllib3.connection.HTTPConnection, "getresponse", getresponse),
     ):

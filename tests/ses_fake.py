@@ -311,6 +311,7 @@ class Counts:
             "refused_messages": self.refused_messages,
             "lost_calls": self.lost_calls,
             "lost_messages": self.unanswered.total(),
+            "first": self.first,
             "seconds": self.last - self.first,
         }
 
