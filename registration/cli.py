@@ -249,7 +249,7 @@ def _progress(broadcast_id: int) -> Progress:
 
 def _free_at() -> float:
     """Return the account's next free instant, which moves whenever anybody sends."""
-    instant = pacing.free_in(db.session(), now=0.0)
+    instant = pacing.free_at(db.session())
     db.session.rollback()
     return instant
 

@@ -12,13 +12,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast
 
 import pymysql
 from flask_sqlalchemy import SQLAlchemy
 from pymysql.constants.CR import CR_CONN_HOST_ERROR
+from pymysql.constants.ER import LOCK_DEADLOCK
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -32,10 +33,12 @@ from sqlalchemy import (
     MetaData,
     String,
     event,
+    func,
+    select,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -158,6 +161,19 @@ def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
             raise
     with engine.connect() as connection:
         return work(connection)
+
+
+def clock_offset(session: Session) -> timedelta:
+    """Return by how much the database's clock is ahead of this machine's; on SQLite both are one."""
+    if session.get_bind().dialect.name == "sqlite":
+        return timedelta(0)
+    there = session.execute(select(func.utc_timestamp(6))).scalar_one()
+    return cast("timedelta", there.replace(tzinfo=UTC) - datetime.now(UTC))
+
+
+def is_deadlock(error: OperationalError) -> bool:
+    """Return whether two transactions waited for each other and this one had to give way; it may be tried again."""
+    return bool(error.orig and error.orig.args and error.orig.args[0] == LOCK_DEADLOCK)
 
 
 def rows_matched(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:

@@ -31,6 +31,8 @@ SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
 KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0
 """How often the mail service is asked about the account, once and before it has answered."""
+MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 60.0, 10
+"""Nobody reserves further ahead: a free instant beyond is what a wrong clock has left, and does not count."""
 _DAY = 86_400.0
 
 
@@ -55,24 +57,30 @@ def reserve(session: Session, messages: int, *, rate: float, now: float) -> floa
     An infinite rate still heeds `back_off`.
     """
     taken = messages / rate
-    session.execute(update(Pace).values(free_at=_latest(now) + taken))
-    return max(0.0, session.execute(select(Pace.free_at)).scalar_one() - taken - now)
+    session.execute(update(Pace).values(free_at=_latest(now, _most_ahead(rate)) + taken))
+    return max(0.0, free_at(session) - taken - now)
 
 
-def free_in(session: Session, *, now: float) -> float:
+def free_at(session: Session) -> float:
+    """Return the next free instant."""
+    return session.execute(select(Pace.free_at)).scalar_one()
+
+
+def free_in(session: Session, *, rate: float, now: float) -> float:
     """Return the seconds until the next free instant, negative if that is past."""
-    return session.execute(select(Pace.free_at)).scalar_one() - now
+    seconds = free_at(session) - now
+    return seconds if seconds <= _most_ahead(rate) else 0.0
 
 
 def back_off(session: Session, seconds: float, *, now: float) -> None:
     """Let nobody reserve an instant within the next seconds."""
-    session.execute(update(Pace).values(free_at=_latest(now + seconds)))
+    session.execute(update(Pace).values(free_at=_latest(now + seconds, MOST_AHEAD_SECONDS)))
 
 
 def slow_down(session: Session, *, now: float) -> None:
     """Rest for a moment; lower the rate when this is not the first time in a while."""
     row = session.execute(select(Pace.factor, Pace.throttled_at).with_for_update()).one()
-    since = now - row.throttled_at
+    since = max(0.0, now - row.throttled_at)
     back_off(session, REST_SECONDS, now=now)
     if since < AT_MOST_EVERY_SECONDS:
         return
@@ -82,8 +90,8 @@ def slow_down(session: Session, *, now: float) -> None:
 
 
 def recovered(factor: float, seconds: float) -> float:
-    """Return what a lowered factor has become after seconds without a request to slow down."""
-    recovery: float = RECOVERED_A_SECOND ** min(seconds, 1000.0)
+    """Return what a lowered factor has become after seconds without a request to slow down; a clock may go back."""
+    recovery: float = RECOVERED_A_SECOND ** min(max(seconds, 0.0), 1000.0)
     return min(1.0, factor * recovery)
 
 
@@ -128,5 +136,9 @@ def _account(row: Pace) -> Account:
     )
 
 
-def _latest(instant: float) -> ColumnElement[float]:
-    return case((Pace.free_at > instant, Pace.free_at), else_=instant)
+def _most_ahead(rate: float) -> float:
+    return MOST_AHEAD_SECONDS + MOST_AHEAD_MESSAGES / rate
+
+
+def _latest(instant: float, most_ahead: float) -> ColumnElement[float]:
+    return case((Pace.free_at.between(instant, instant + most_ahead), Pace.free_at), else_=instant)

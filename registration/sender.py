@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import broadcasts, confirmations, feedback, ledger, pacing, pins, registrations
 from .broadcasts import Work
+from .db import clock_offset
 from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
@@ -31,7 +32,9 @@ BUSY_LOOK_SECONDS = 0.25
 """Between two looks while there is work; claiming sees a pause by itself."""
 TROUBLE_SECONDS = 1.0
 SETTLE_SECONDS = 8.0
-"""How long settled outcomes are kept in hand while the database is in trouble."""
+"""How long outcomes are kept in hand by a sender that is to end while the database is in trouble."""
+GRACE_SECONDS = 15.0
+"""How long no lease is taken as run out after trouble with the database: its outcome may be waiting to be written."""
 AHEAD_SECONDS = 0.25
 """How far ahead instants are reserved: what is claimed leaves within this time, and a pause takes no longer."""
 LOT_SECONDS = 0.1
@@ -49,12 +52,19 @@ CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 BREATH_SECONDS = 0.005
 BULK_SECONDS = 2.0
 """How long bulk calls have to be refused before that is put down to their being bulk calls."""
+MOST_REFUSED = 5
+"""So many addresses refused one after another are not to blame: the sender or the message is."""
 SINGLE_SECONDS = 60.0
 """How long calls carry one recipient each after bulk calls were refused as too many."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
+_CLOCK_SECONDS = 60.0
 _MOST_CHUNKS = 20
 """Of old events forgotten at once: the sender is not to be held up."""
 _COUNT_MARGIN = timedelta(minutes=2)
+_ALL_REFUSED = (
+    "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
+    "The service's log has its code."
+)
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +100,10 @@ class Sender:
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._call_seconds: deque[float] = deque(maxlen=50)
-        self._unanswered = 0
+        self._unanswered = self._refused = 0
+        self._clock_offset = timedelta(0)
+        self._expire_from = 0.0
+        self._largest = 1
         self._bulk_calls: deque[tuple[float, bool]] = deque(maxlen=200)
         self._single_until = self._claim_at = self._departed_at = 0.0
         self._departing = threading.Lock()
@@ -110,8 +123,7 @@ class Sender:
             self.stopping.wait(0 if busy else BREATH_SECONDS if self._work else LOOK_SECONDS)
         for thread in threads:
             thread.join()
-        while not self._calls.empty():
-            self._guard(lambda: self._release(self._calls.get()))
+        self._release_waiting()
         log.info("the sender stopped")
 
     def stop(self) -> None:
@@ -134,7 +146,10 @@ class Sender:
 
     def look(self) -> bool:
         """See what there is to do and do all of it but the sending; return whether there was anything."""
-        now = self.now()
+        if self._is_due("clock", _CLOCK_SECONDS):
+            with self.sessions.begin() as session:
+                self._clock_offset = clock_offset(session)
+        now = self._time()
         with self.sessions.begin() as session:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is not BroadcastStatus.CANCELLED}
@@ -153,11 +168,17 @@ class Sender:
             self._carry_out(call)
         return bool(lot)
 
+    def _time(self) -> datetime:
+        """Return the time by the database's clock, which leases and the pace of all senders go by."""
+        return self.now() + self._clock_offset
+
     def _look_and_claim(self) -> bool:
         """Look now and then, and keep calls waiting for the threads; return whether there is more to do at once."""
         tended = self._is_due("look", BUSY_LOOK_SECONDS if self._work else LOOK_SECONDS) and self.look()
         if tended:
             self._next["look"] = self._claim_at = 0.0
+        if not self._work:
+            self._release_waiting()
         if self._calls.qsize() >= self._calls_in_flight() + self._calls_ahead() or time.monotonic() < self._claim_at:
             return tended
         self._claim_at = 0.0
@@ -188,28 +209,32 @@ class Sender:
         return 0 if math.isinf(self._rate) else math.ceil(self._calls_a_second() * AHEAD_SECONDS)
 
     def _calls_a_second(self) -> float:
-        return self._rate / pacing.batch_size(self._rate, self._largest_batch())
+        return self._rate / pacing.batch_size(self._rate, self._largest)
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
-        largest = pacing.batch_size(self._rate, self._largest_batch()) if self._rate else 1
         for work in self._work:
             if work.status is not BroadcastStatus.SENDING:
                 continue
+            self._largest = self._largest_batch(work.broadcast_id)
             with self.sessions.begin() as session:
-                lot = self._claim_and_reserve(session, work.broadcast_id, largest)
+                lot = self._claim_and_reserve(session, work.broadcast_id)
+            if lot is None:
+                return []
             if lot:
                 return lot
         return []
 
-    def _claim_and_reserve(self, session: Session, broadcast_id: int, largest: int) -> list[Call]:
-        now, begun = self.now(), time.monotonic()
-        too_early = pacing.free_in(session, now=now.timestamp()) - AHEAD_SECONDS
+    def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
+        """Claim and reserve for one broadcast; return None when it is too early for anybody."""
+        now, begun = self._time(), time.monotonic()
+        too_early = pacing.free_in(session, rate=self._rate, now=now.timestamp()) - AHEAD_SECONDS
         if too_early > 0:
             self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
-            return []
+            return None
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
+        largest = pacing.batch_size(self._rate, self._largest)
         limit = max(largest, int(min(self._rate * LOT_SECONDS, LARGEST_LOT)))
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
         if batch is None:
@@ -227,11 +252,15 @@ class Sender:
             filled = not work.filled and ledger.fill(session, work.broadcast_id)
         if work.status is BroadcastStatus.CANCELLED:
             with self.sessions.begin() as session:
-                filled |= broadcasts.cancel_rest(session, work.broadcast_id, self.now())
+                filled |= broadcasts.cancel_rest(session, work.broadcast_id, self._time())
         with self.sessions.begin() as session:
-            expire = self._is_due(f"expire {work.broadcast_id}", _EXPIRE_SECONDS)
-            expired = expire and ledger.expire(session, work.broadcast_id, self.now())
-            finished = work.filled and broadcasts.finish(session, work.broadcast_id, self.now())
+            expire = time.monotonic() >= self._expire_from and self._is_due(
+                f"expire {work.broadcast_id}", _EXPIRE_SECONDS
+            )
+            expired = expire and ledger.expire(session, work.broadcast_id, self._time())
+        # Not in the same transaction: whoever steers a broadcast locks its row first and deliveries then.
+        with self.sessions.begin() as session:
+            finished = work.filled and broadcasts.finish(session, work.broadcast_id, self._time())
         if finished:
             log.info("a broadcast has ended", extra={"broadcast": work.broadcast_id})
         return filled or expired or finished
@@ -252,10 +281,15 @@ class Sender:
         return True
 
     def _await_instant(self, call: Call) -> bool:
-        """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping."""
+        """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping.
+
+        It is late as well when the process slept through its instant, because others may have sent it by then.
+        """
         leave_at = self._departure(call.due_at, len(call.batch.recipients))
-        late = leave_at - call.due_at
-        return late <= LATE_SECONDS and not self.stopping.wait(max(0.0, leave_at - time.monotonic()))
+        latest = call.due_at + LATE_SECONDS
+        if leave_at > latest or self.stopping.wait(max(0.0, leave_at - time.monotonic())):
+            return False
+        return time.monotonic() <= latest
 
     def _departure(self, due_at: float, messages: int) -> float:
         """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
@@ -269,18 +303,31 @@ class Sender:
             ledger.release(session, call.batch)
         return True
 
+    def _release_waiting(self) -> None:
+        """Give back what waits for its instant."""
+        while not self._calls.empty():
+            with suppress(queue.Empty):
+                call = self._calls.get_nowait()
+                self._guard(lambda call=call: self._release(call))  # type: ignore[misc]
+
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        """Write the outcomes down, again if the database fails: what is not written down is sent twice."""
-        give_up = time.monotonic() + SETTLE_SECONDS
+        """Write the outcomes down, however long the database is away: what is not written down is sent twice.
+
+        A sender that is to end tries for a few seconds more.
+        """
+        give_up = math.inf
         while True:
             try:
                 with self.sessions.begin() as session:
-                    return ledger.settle(session, batch, outcomes, self.now())
+                    return ledger.settle(session, batch, outcomes, self._time())
             except SQLAlchemyError:
+                self._expire_from = time.monotonic() + GRACE_SECONDS
+                if self.stopping.is_set():
+                    give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
                 if time.monotonic() > give_up:
                     raise
                 log.warning("outcomes could not be written down yet", extra={"lease": batch.lease})
-                time.sleep(min(TROUBLE_SECONDS, SETTLE_SECONDS))
+                time.sleep(TROUBLE_SECONDS)
 
     def _heed(self, broadcast_id: int, outcomes: Sequence[Outcome]) -> None:
         """Slow down or rest when the outcomes ask for it."""
@@ -289,19 +336,23 @@ class Sender:
         if len(outcomes) > 1:
             self._note_bulk(refused=set(verdicts) == {Verdict.THROTTLED})
         self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
-        held = next((outcome for outcome in outcomes if outcome.verdict is Verdict.HELD), None)
-        if held is None and not throttled and self._unanswered <= 1:
+        self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
+        holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
+        if self._refused >= MOST_REFUSED:
+            holds.append(_ALL_REFUSED)
+        if not holds and not throttled and self._unanswered <= 1:
             return
         with self.sessions.begin() as session:
-            if held is not None:
+            if holds:
+                self._refused = 0
                 self._sending.discard(broadcast_id)
-                broadcasts.hold(session, broadcast_id, reason=held.reason or "", now=self.now())
+                broadcasts.hold(session, broadcast_id, reason=holds[0], now=self._time())
                 log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": broadcast_id})
             elif throttled:
-                pacing.slow_down(session, now=self.now().timestamp())
+                pacing.slow_down(session, now=self._time().timestamp())
             else:
                 rest = min(TROUBLE_SECONDS * 2.0**self._unanswered, 30.0)
-                pacing.back_off(session, rest, now=self.now().timestamp())
+                pacing.back_off(session, rest, now=self._time().timestamp())
 
     def _note_bulk(self, *, refused: bool) -> None:
         """Turn to calls of one recipient each when hardly more than one bulk call a second is let through.
@@ -317,14 +368,16 @@ class Sender:
             self._bulk_calls.clear()
             log.warning("bulk calls are refused; each recipient gets a call for a while")
 
-    def _largest_batch(self) -> int:
-        return 1 if time.monotonic() < self._single_until else self.mailer.largest_batch
+    def _largest_batch(self, broadcast_id: int) -> int:
+        if time.monotonic() < self._single_until:
+            return 1
+        return self.mailer.largest_batch(self._message_of(broadcast_id))
 
     def _send_confirmations(self) -> None:
         """Send the confirmation mails that are due, a few at a time, at the pace that all share."""
         if self.confirmation_url is None:
             return
-        now = self.now()
+        now = self._time()
         with self.sessions.begin() as session:
             due = confirmations.take(session, now, limit=BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
             if not due:
@@ -344,6 +397,7 @@ class Sender:
         try:
             return piece_of_work()
         except SQLAlchemyError:
+            self._expire_from = time.monotonic() + GRACE_SECONDS
             log.exception("the sender waits for the database")
         except Exception:
             log.exception("the sender failed and tries again")

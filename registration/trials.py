@@ -20,9 +20,10 @@ def reserve(session: Session, *, rate_limit: float, now: float) -> float:
 
     `rate_limit` is the operator's own. Raises MailServiceBusyException when it would be too long.
     """
-    if pacing.free_in(session, now=now) > LONGEST_WAIT:
+    rate = pacing.current_rate(session, limit=rate_limit, now=now)
+    if pacing.free_in(session, rate=rate, now=now) > LONGEST_WAIT:
         raise MailServiceBusyException("The mail service asked to slow down. Try again in a minute.")
-    return pacing.reserve(session, 1, rate=pacing.current_rate(session, limit=rate_limit, now=now), now=now)
+    return pacing.reserve(session, 1, rate=rate, now=now)
 
 
 def send(mailer: Mailer, message: Message, address: str) -> None:

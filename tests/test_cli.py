@@ -295,8 +295,10 @@ def test_pause_resume_cancel_and_retry_steer_a_broadcast(application: Flask, sen
 class HeldMailer:
     """Says no to everybody until it is told otherwise."""
 
-    largest_batch = 50
     open = False
+
+    def largest_batch(self, message: Message) -> int:
+        return 50
 
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         verdict = Verdict.ACCEPTED if self.open else Verdict.HELD

@@ -12,10 +12,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pymysql
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from registration import broadcasts, create_sender, feedback, pacing
@@ -39,7 +41,7 @@ class SlowMailer:
 
     def __init__(self, seconds: float = 0.0, largest_batch: int = 5, outcome: Outcome = ACCEPTED) -> None:
         self.seconds = seconds
-        self.largest_batch = largest_batch
+        self.largest = largest_batch
         self.outcome = outcome
         self.sent: Counter[str] = Counter()
         self.begun: list[float] = []
@@ -54,6 +56,9 @@ class SlowMailer:
 
     def account(self) -> Account | None:
         return Account(100.0)
+
+    def largest_batch(self, message: Message) -> int:
+        return self.largest
 
 
 @contextmanager
@@ -430,8 +435,26 @@ def test_steering_by_many_at_once_loses_nobody_and_sends_nothing_twice(applicati
     assert mailer.sent == Counter(emails)
 
 
+def test_a_step_that_gave_way_to_a_sender_is_taken_again(
+    application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(application, 1)
+    broadcast_id = post(client, **NOTICE).json["broadcastId"]
+    deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
+    pause = broadcasts.pause
+
+    def give_way(*arguments: Any) -> None:
+        if deadlocks:
+            raise deadlocks.pop()
+        pause(*arguments)
+
+    monkeypatch.setattr(broadcasts, "pause", give_way)
+
+    assert post(client, f"/{broadcast_id}/pause").json["status"] == "paused"
+
+
 def test_a_retry_ends_although_the_mail_service_refuses_at_once(application: Flask, client: FlaskClient) -> None:
-    register(application, 5)
+    register(application, 2)
     mailer = SlowMailer(outcome=Outcome(Verdict.REFUSED, reason="No such mailbox."))
     with sending(application, mailer):
         broadcast_id = post(client, **NOTICE).json["broadcastId"]
@@ -439,7 +462,7 @@ def test_a_retry_ends_although_the_mail_service_refuses_at_once(application: Fla
         post(client, f"/{broadcast_id}/retry")
         until(lambda: get(client, f"/{broadcast_id}").json["status"] == "sent")
 
-    assert get(client, f"/{broadcast_id}").json["failed"] == 5
+    assert get(client, f"/{broadcast_id}").json["failed"] == 2
     assert set(mailer.sent.values()) == {2}
 
 

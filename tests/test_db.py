@@ -11,8 +11,10 @@ from flask import Flask
 from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 
-from registration.db import CONNECT_SECONDS, LOCK_SECONDS, autocommit, db, engine_options
+from registration.db import CONNECT_SECONDS, LOCK_SECONDS, autocommit, clock_offset, db, engine_options
 from registration.models import Registration, RegistrationStatus
+
+from .ledgers import commit
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -92,3 +94,7 @@ def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OperationalError):
         engine.connect()
     assert asked == [CONNECT_SECONDS]
+
+
+def test_the_databases_clock_is_this_machines_when_it_runs_here() -> None:
+    assert abs(commit(clock_offset).total_seconds()) < 2

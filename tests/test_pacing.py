@@ -74,3 +74,24 @@ def test_a_batch_is_at_least_one_and_no_more_than_a_fraction_of_a_second(rate: f
 
 def test_an_unlimited_rate_fills_the_batch() -> None:
     assert pacing.batch_size(float("inf"), 50) == 50
+
+
+def test_a_clock_that_was_wrong_blocks_nobody(sessions: sessionmaker) -> None:
+    with sessions.begin() as session:
+        pacing.reserve(session, 1, rate=10.0, now=NOW + 86_400)
+
+    with sessions.begin() as session:
+        assert pacing.free_in(session, rate=10.0, now=NOW) == 0
+    assert reserve(sessions, 5, now=NOW) == 0
+    assert reserve(sessions, 5, now=NOW) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_the_slowest_rate_is_no_wrong_clock(sessions: sessionmaker) -> None:
+    reserve(sessions, 1, now=NOW, rate=0.01)
+
+    with sessions.begin() as session:
+        assert pacing.free_in(session, rate=0.01, now=NOW) == pytest.approx(100)
+
+
+def test_a_factor_lowered_in_the_future_is_no_lower() -> None:
+    assert pacing.recovered(0.5, -300) == 0.5

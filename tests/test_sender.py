@@ -40,10 +40,9 @@ ACCEPTED = Outcome(Verdict.ACCEPTED, message_id="0100-1")
 class ScriptedMailer:
     """Answers as a script says, and accepts everything when the script has ended."""
 
-    largest_batch = 2
-
     def __init__(self, rate: float | None = math.inf) -> None:
         self.rate = rate
+        self.largest = 2
         self.script: list[Callable[[Sequence[Recipient]], list[Outcome]]] = []
         self.sent: list[str] = []
         self.times: list[float] = []
@@ -58,6 +57,9 @@ class ScriptedMailer:
 
     def account(self) -> Account | None:
         return None if self.rate is None else Account(self.rate)
+
+    def largest_batch(self, message: Message) -> int:
+        return self.largest
 
 
 @pytest.fixture
@@ -260,8 +262,7 @@ def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
     scripted: Sender, rate: float, call_seconds: float, calls: int
 ) -> None:
     sender = replace(scripted, mailer=ScriptedMailer())
-    sender.mailer.largest_batch = 50  # type: ignore[misc]
-    sender._rate = rate
+    sender._rate, sender._largest = rate, 50
     sender._call_seconds.append(call_seconds)
 
     assert sender._calls_in_flight() == calls
@@ -343,21 +344,111 @@ def test_outcomes_survive_a_database_that_is_away_for_a_moment(
     assert progress(broadcast_id).sent == len(mailer.sent) == 1
 
 
-def test_outcomes_that_cannot_be_written_down_are_not_held_for_ever(
+def gone(*_: object) -> None:
+    raise OperationalError("", {}, Exception("gone"))
+
+
+def test_a_sender_that_is_to_end_does_not_hold_outcomes_for_ever(
     scripted: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    factories.register(1)
-    factories.start_broadcast()
     monkeypatch.setattr(sender_module, "SETTLE_SECONDS", 0.02)
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
-
-    def fail(*_: object) -> None:
-        raise OperationalError("", {}, Exception("gone"))
-
-    monkeypatch.setattr(ledger, "settle", fail)
+    monkeypatch.setattr(ledger, "settle", gone)
+    scripted.stop()
 
     with pytest.raises(OperationalError):
-        work(scripted)
+        scripted._settle(ledger.Batch("one", []), [])
+
+
+def test_no_lease_runs_out_just_after_trouble_with_the_database(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    long_ago = datetime.now(UTC) - timedelta(minutes=5)
+    commit(ledger.claim, broadcast_id, lease="of another", limit=1, now=long_ago)
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+
+    scripted._guard(gone)  # type: ignore[arg-type]
+    work(scripted)
+    assert mailer.sent == []
+
+    scripted._expire_from = time.monotonic()
+    work(scripted)
+    assert len(mailer.sent) == 1
+
+
+def test_leases_go_by_the_clock_of_the_database(scripted: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    monkeypatch.setattr(sender_module, "clock_offset", lambda _: timedelta(minutes=-5))
+
+    scripted.look()
+    scripted._claim_lot()
+
+    leased_until = db.session.execute(select(Delivery.leased_until)).scalar_one()
+    expected = datetime.now(UTC) - timedelta(minutes=5) + ledger.LEASE
+    assert abs((leased_until - expected).total_seconds()) < 30
+
+
+def test_address_after_address_refused_is_not_blamed_on_the_addresses(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(20)
+    broadcast_id = factories.start_broadcast()
+    mailer.largest = 1
+    mailer.script = [always(Verdict.REFUSED)] * 20
+
+    work(scripted)
+
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.failed) == (BroadcastStatus.PAUSED, sender_module.MOST_REFUSED)
+    assert "one address after another" in (figures.reason or "")
+
+
+def test_a_sender_that_slept_through_an_instant_gives_the_call_back(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    scripted.look()
+    (call,) = scripted._claim_lot()
+    monkeypatch.setattr(sender_module, "LATE_SECONDS", 0.05)
+    monkeypatch.setattr(scripted.stopping, "wait", lambda _: time.sleep(0.1))
+
+    scripted._carry_out(call)
+
+    assert mailer.sent == []
+    assert commit(ledger.counts, broadcast_id)["queued"] == 1
+
+
+def test_a_younger_broadcast_gets_no_turn_because_the_older_came_too_early(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(2)
+    for broadcast_id in (factories.start_broadcast("One"), factories.start_broadcast("Two")):
+        commit(ledger.fill, broadcast_id)
+    scripted.look()
+    waits = iter([1.0, -1.0])
+    monkeypatch.setattr(pacing, "free_in", lambda *_, **__: next(waits))
+
+    assert scripted._claim_lot() == []
+
+
+def test_what_waits_for_its_instant_is_given_back_when_its_broadcast_pauses(scripted: Sender) -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    scripted.look()
+    for call in scripted._claim_lot():
+        scripted._calls.put(call)
+    commit(broadcasts.pause, broadcast_id)
+    scripted.look()
+
+    scripted._look_and_claim()
+
+    assert commit(ledger.counts, broadcast_id)["queued"] == 3
 
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, Exception("gone")), RuntimeError("a bug")])

@@ -58,8 +58,8 @@ class Account:
 class Mailer(Protocol):
     """A way for mail to leave."""
 
-    largest_batch: int
-    """Recipients that one call of `send` takes at most."""
+    def largest_batch(self, message: Message) -> int:
+        """Return how many recipients one call of `send` takes at most."""
 
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         """Send one message to each recipient, who sees no other, and return an outcome for each, in order.

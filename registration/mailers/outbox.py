@@ -42,12 +42,14 @@ _POLICY = _Policy(linesep="\r\n")
 class OutboxMailer:
     """Writes one .eml file per recipient, which any mail program opens."""
 
-    largest_batch = 50
-
     def __init__(self, directory: Path, letterhead: Letterhead) -> None:
         self.directory = directory
         self.letterhead = letterhead
         self._letter = lru_cache(maxsize=8)(letterhead.write)
+
+    def largest_batch(self, _: Message) -> int:
+        """Return as many as Amazon SES takes."""
+        return 50
 
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         """Write a file for each recipient. A delivery that is sent again replaces its own file."""

@@ -43,8 +43,6 @@ BULK_ENTRIES = 50
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 ONE_BY_ONE_SECONDS = 5.0
-LARGE_SECONDS = 15.0
-"""How long a batch of calls may take whose letter is too large for one call."""
 LARGEST_DATA = 262_144
 """Of the data of a template, as JSON: https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_Template.html"""
 SUSPICIOUS = 5
@@ -107,6 +105,7 @@ _NOT_UNDERSTOOD = (
     "Amazon SES does not accept the request as a whole. The service's log has its code.",
 )
 _REFUSED = (Verdict.REFUSED, "Amazon SES refused the message for this address.")
+_TRANSIENT = (Verdict.UNKNOWN, "Amazon SES had a passing problem with the message for this address.")
 _NO_ANSWER = (Verdict.UNKNOWN, "Amazon SES did not answer, so the message may or may not have been accepted.")
 _NOT_REACHED = (Verdict.THROTTLED, "Amazon SES cannot be reached at the moment.")
 
@@ -132,7 +131,7 @@ _CALL_ERRORS = {
 }
 _ENTRY_ERRORS = {
     "ACCOUNT_THROTTLED": _TOO_FAST,
-    "TRANSIENT_FAILURE": _TOO_FAST,
+    "TRANSIENT_FAILURE": _TRANSIENT,
     "ACCOUNT_DAILY_QUOTA_EXCEEDED": _QUOTA_USED_UP,
     "ACCOUNT_SUSPENDED": _SUSPENDED,
     "ACCOUNT_SENDING_PAUSED": _PAUSED,
@@ -162,8 +161,6 @@ class _Prepared:
 class SesMailer:
     """Sends through SES: one recipient with SendEmail, up to fifty with SendBulkEmail."""
 
-    largest_batch = BULK_ENTRIES
-
     def __init__(self, client: SESV2Client, letterhead: Letterhead, configuration_set: str = "") -> None:
         self.client = client
         self.letterhead = letterhead
@@ -177,8 +174,12 @@ class SesMailer:
         events.register(f"provide-client-params.{_BULK}", _take_body, unique_id="take-body")
         events.register(f"before-call.{_BULK}", _put_body, unique_id="put-body")
 
+    def largest_batch(self, message: Message) -> int:
+        """Return how many recipients a call takes: one when the letter is too large for a template's data."""
+        return BULK_ENTRIES if self._prepare(message).bulk_body else 1
+
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
-        """Send to all recipients in one call, or in one each when the letter is too large for a template's data.
+        """Send to all recipients in one call.
 
         When SES refuses a whole call for its message or one of its addresses, nothing of it was sent: each
         recipient then gets a call of its own, so that one bad address costs nobody else the notice.
@@ -186,13 +187,11 @@ class SesMailer:
         try:
             if len(recipients) == 1:
                 return [self._send_one(message, recipients[0])]
-            if not self._prepare(message).bulk_body:
-                return self._send_one_by_one(message, recipients, seconds=LARGE_SECONDS)
             return self._send_bulk(message, recipients)
         except _ERRORS as error:
             verdict, reason = judge(error)
             if verdict is Verdict.REFUSED and len(recipients) > 1:
-                return self._send_one_by_one(message, recipients, seconds=ONE_BY_ONE_SECONDS)
+                return self._send_one_by_one(message, recipients)
             log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
@@ -228,8 +227,8 @@ class SesMailer:
         beginning = json.dumps(self.common | {"DefaultContent": {"Template": template}}, ensure_ascii=False)
         return _Prepared(letter, beginning.removesuffix("}"))
 
-    def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient], *, seconds: float) -> list[Outcome]:
-        end = time.monotonic() + seconds
+    def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        end = time.monotonic() + ONE_BY_ONE_SECONDS
         outcomes: list[Outcome] = []
         while len(outcomes) < len(recipients) and time.monotonic() < end:
             outcomes += self.send(message, [recipients[len(outcomes)]])

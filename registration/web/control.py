@@ -11,10 +11,11 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from .. import addresses, broadcasts, feedback, figures, ledger, messages, trials
-from ..db import db
+from ..db import db, is_deadlock
 from ..errors import (
     InvalidEmailMessageException,
     InvalidIdempotencyKeyException,
@@ -33,6 +34,7 @@ bp = Blueprint("control", __name__, url_prefix="/api/registration/broadcast")
 POLL_SECONDS = 0.05
 PAGE, LARGEST_PAGE = 20, 100
 LONGEST_KEY = 255
+TRIES = 3
 _ONE = f"/<int(max={LARGEST_ID}):broadcast_id>"
 
 log = logging.getLogger(__name__)
@@ -116,8 +118,8 @@ def cancel(broadcast_id: int) -> ResponseReturnValue:
 def retry(broadcast_id: int) -> ResponseReturnValue:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
     asked_at = _now()
-    while broadcasts.retry(db.session(), broadcast_id, asked_at):
-        db.session.commit()
+    while _step(lambda session: broadcasts.retry(session, broadcast_id, asked_at)):
+        pass
     return _steer(broadcasts.status_of, broadcast_id)
 
 
@@ -146,11 +148,23 @@ def _send_test(message: Message, address: str) -> ResponseReturnValue:
 
 def _steer(step: Callable[[Session, int], Any], broadcast_id: int) -> ResponseReturnValue:
     """Take one step, and tell what came of it."""
-    step(db.session(), broadcast_id)
-    db.session.commit()
+    _step(lambda session: step(session, broadcast_id))
     log.info("somebody steered a broadcast", extra={"broadcast": broadcast_id, "call": request.endpoint})
     current_app.extensions["wake"]()
     return _figures(broadcast_id)
+
+
+def _step(step: Callable[[Session], Any], tries: int = TRIES) -> Any:
+    """Take one step and commit it; again when the database had to choose between it and a sender."""
+    try:
+        done = step(db.session())
+        db.session.commit()
+    except OperationalError as error:
+        db.session.rollback()
+        if tries == 1 or not is_deadlock(error):
+            raise
+        return _step(step, tries - 1)
+    return done
 
 
 def _answer(started: dict[str, Any], **extra: bool) -> Response:
