@@ -28,6 +28,8 @@ from .transfers import COLUMNS, Line, RefusedLineError, Tally
 TRIES = 5
 """How often a chunk is tried that others who register at the same time got into the way of."""
 LONGEST_CELL = 1_000
+LONGEST_LINE = 65_536
+"""Characters of a line that are read: room for many of the longest cells, and a bound for what has no line breaks."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNKNOWN = "This address is not registered."
 
@@ -46,7 +48,7 @@ def import_(file: IO[bytes], report: IO[str] | None, *, dry_run: bool) -> None:
     The columns: email; if you like product_id, version, distribution, created_at and status. Run it again after an
     interruption: what is there already is left as it is. Exit status 1: lines were refused.
     """
-    text = TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+    text = TextIOWrapper(file, "utf-8-sig", errors="replace")
     rows = _rows(text)
     written = csv.writer(report) if report else None
     if written:
@@ -148,25 +150,38 @@ def count(*, as_json: bool) -> None:
 
 def _rows(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield the number of each line with its cells by column, or with what is wrong with it."""
-    reader = csv.reader(file)
-    names = [name.strip().lower() for name in next(reader, [])]
+    lines = _lines(file)
+    heading = next(lines, "")
+    names = [] if isinstance(heading, str) else [name.strip().lower() for name in heading]
     if "email" not in names or len(set(names)) < len(names):
         raise click.UsageError(f"The first line must name the columns once each: email, {', '.join(COLUMNS[1:])}.")
     if ignored := set(names) - set(COLUMNS):
         click.echo(f"These columns are not imported: {', '.join(sorted(map(ascii, ignored)))}", err=True)
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield reader.line_num, "The line is not CSV."
-            continue
+    for number, cells in enumerate(lines, 2):
+        wrong = cells if isinstance(cells, str) else _wrong(cells, len(names))
         if cells:
-            yield (
-                reader.line_num,
-                _wrong(cells, len(names)) or dict(zip(names, map(transfers.unguard, cells), strict=True)),
-            )
+            yield number, wrong or dict(zip(names, map(transfers.unguard, cells), strict=True))
+
+
+def _lines(file: IO[str]) -> Iterator[list[str] | str]:
+    """Yield the cells of each line, or what is wrong with it; of one that does not end only a piece is in memory.
+
+    Each is read by itself, because no column may hold a line break: a quotation mark that nobody closes costs its
+    own line, and not all up to the next one.
+    """
+    while line := file.readline(LONGEST_LINE + 1):
+        piece = line
+        while len(piece) > LONGEST_LINE and not piece.endswith("\n"):
+            piece = file.readline(LONGEST_LINE + 1)
+        if piece is not line:
+            yield f"The line is longer than {LONGEST_LINE:,} characters."
+            continue
+        try:
+            cells = next(csv.reader([line], strict=True))
+        except csv.Error:
+            yield "The line is not CSV: look at its quotation marks."
+        else:
+            yield cells
 
 
 def _wrong(cells: list[str], columns: int) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from flask import Flask
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from registration import ROOT, registrations, transfers
+from registration import ROOT, registrations, registrations_cli, transfers
 from registration.db import db
 from registration.models import Installation, Registration, RegistrationStatus
 
@@ -104,7 +105,9 @@ def test_an_import_from_standard_input_needs_nothing_but_the_address(run: Run, s
         ("ann@example.org,,,,,,", "7 cells, not 6"),
         (f"{'a' * 2000},,,,,", "longer than 1,000"),
         ("\udcff@example.org,,,,,", "not UTF-8"),
-        (f'"{"a" * 200_000}",,,,,', "not CSV"),
+        ('"ann@example.org,,,,,', "not CSV"),
+        ('"ann@example.org"x,,,,,', "not CSV"),
+        (f'"{"a" * 200_000}",,,,,', "longer than 65,536"),
     ],
 )
 def test_a_refused_line_is_reported_with_its_number_and_reason(
@@ -122,6 +125,41 @@ def test_a_refused_line_is_reported_with_its_number_and_reason(
     assert (heading, number) == (["line", "reason"], "3")
     assert reason in why
     assert len(stored()) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quotation_mark_that_nobody_closes_costs_its_own_line_alone(
+    run: Run, stored: Any, tmp_path: Path, end: str
+) -> None:
+    file, report = tmp_path / "old.csv", tmp_path / "refused.csv"
+    lines = ["\ufeffemail,version", *(f'clinic-{n}@example.org,"7.0.3"' for n in range(3_000))]
+    lines[11] = 'ann@example.org,"7.0.3'
+    lines[2_001] = 'bob@example.org,"' + end + '7.0.3"'
+    file.write_bytes(end.join(lines).encode())
+
+    result = run("import", file, "--report", report)
+
+    assert "2,998 new, 0 known before, 3 refused" in result.output
+    assert [row[0] for row in csv.reader(report.read_text().splitlines())] == ["line", "12", "2002", "2003"]
+    assert len(stored()) == 2_998
+
+
+def test_a_line_without_an_end_is_skipped_in_bounded_memory(run: Run, stored: Any, tmp_path: Path) -> None:
+    file, report = tmp_path / "old.csv", tmp_path / "refused.csv"
+    with file.open("w") as opened:
+        opened.write("email\n")
+        opened.writelines('"' + "a" * 999_999 for _ in range(50))
+        opened.write("\nbob@example.org\n" + "a" * registrations_cli.LONGEST_LINE + "\neve@example.org")
+
+    tracemalloc.start()
+    result = run("import", file, "--report", report)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert "2 new, 0 known before, 2 refused" in result.output
+    assert [row[0] for row in csv.reader(report.read_text().splitlines())] == ["line", "2", "4"]
+    assert [row[0] for row in stored()] == ["bob@example.org", "eve@example.org"]
+    assert peak < 10_000_000
 
 
 @pytest.mark.parametrize("heading", ["", "name", "email,email", "e-mail"])
