@@ -53,10 +53,11 @@ DECISIVE = (_F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
 """What ends a row of soft bounces."""
 MAY_BECOME = {
     _S.BOUNCED: (_S.ACTIVE,),
-    _S.COMPLAINED: (_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED),
+    _S.COMPLAINED: (_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED, _S.OPTED_OUT),
 }
 """The statuses that feedback changes. It never weakens what a person said: who bounced comes back by registering
-again, who opted out or complained only by a confirmation; nor does a bounce spare anybody the confirmation."""
+again, who opted out or complained only by a confirmation; nor does a bounce spare anybody the confirmation. A
+complaint says more than an opt-out, which its page undoes without one."""
 
 
 class UnreadableEventError(ValueError):

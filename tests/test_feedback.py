@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from registration import feedback, ledger
+from registration import feedback, ledger, registrations
 from registration.db import db
 from registration.feedback import UnreadableEventError
 from registration.models import (
@@ -231,8 +231,19 @@ def test_feedback_suppresses_but_never_weakens_what_a_person_said(before: Any, m
 
     changed = before in feedback.MAY_BECOME[wanted]
     assert status_of(only(broadcast_id).registration_id) is (wanted if changed else before)
-    kept = {_S.OPTED_OUT, _S.COMPLAINED, _S.ERASED}
-    assert not changed or before not in kept
+    kept = {_S.COMPLAINED, _S.ERASED} if wanted is _S.COMPLAINED else {*_S} - {_S.ACTIVE}
+    assert changed == (before not in kept)
+
+
+def test_an_opt_out_that_a_complaint_followed_cannot_be_undone_without_a_confirmation() -> None:
+    line = only(sent())
+    product_id = db.session.execute(select(Registration.product_id)).scalar_one()
+    commit(registrations.opt_out, product_id)
+
+    take(ses_events.complaint(line.id))
+    commit(registrations.undo_opt_out, product_id)
+
+    assert status_of(line.registration_id) is _S.COMPLAINED
 
 
 def test_not_spam_is_not_a_complaint() -> None:
