@@ -130,7 +130,7 @@ def forget(email: str, *, yes: bool) -> None:
 def suppress(email: str, reason: str) -> None:
     """Mail an address no more."""
     if not transfers.take_off(db.session(), [_address(email).key], RegistrationStatus(reason)):
-        raise click.ClickException("This address is not registered, or is not mailed to anyway.")
+        raise click.ClickException("This address is not registered, or is not mailed to anyway for as good a reason.")
     db.session.commit()
     click.echo("The address gets no more mail.")
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Executable, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, versions
+from . import addresses, feedback, versions
 from .addresses import Address
 from .db import rows_matched
 from .errors import InvalidEmailException
@@ -23,7 +23,16 @@ COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "stat
 LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
 LONGEST_VERSION = 64
-OFF = (RegistrationStatus.OPTED_OUT, RegistrationStatus.BOUNCED, RegistrationStatus.COMPLAINED)
+OFF = {
+    **feedback.MAY_BECOME,
+    RegistrationStatus.OPTED_OUT: (
+        RegistrationStatus.ACTIVE,
+        RegistrationStatus.UNCONFIRMED,
+        RegistrationStatus.BOUNCED,
+    ),
+}
+"""The statuses that take an address off, with those that each may follow. Who bounced is active again by registering,
+so an opt-out or a complaint counts from there too."""
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
 
 _GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
@@ -160,9 +169,11 @@ def unguard(cell: str) -> str:
 
 
 def take_off(session: Session, keys: Collection[str], status: RegistrationStatus) -> int:
-    """Mail some addresses no more, for the reason that a status names; return how many were mailed to."""
-    mailed = (RegistrationStatus.ACTIVE, RegistrationStatus.UNCONFIRMED)
-    off = update(Registration).where(Registration.email_key.in_(keys), Registration.status.in_(mailed))
+    """Mail some addresses no more, for the reason that a status names, unless a weightier one stands; return how many.
+
+    Weightier is what asks for more before the address is mailed to again.
+    """
+    off = update(Registration).where(Registration.email_key.in_(keys), Registration.status.in_(OFF[status]))
     return rows_matched(session, off.values(status=status))
 
 
@@ -238,7 +249,7 @@ def _with_product_ids(lines: Sequence[Line]) -> Any:
 
 
 def _take_off(session: Session, lines: Sequence[Line]) -> None:
-    """Give active registrations the status that a line has for them."""
+    """Give registrations the status that a line has for them, if it takes them off."""
     by_status: dict[RegistrationStatus, list[str]] = {}
     for line in lines:
         if line.status in OFF:

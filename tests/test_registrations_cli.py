@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
@@ -27,6 +28,7 @@ from registration.db import db
 from registration.models import Installation, Registration, RegistrationStatus
 
 from . import factories
+from .conftest import empty
 
 Run = Callable[..., Result]
 PRODUCT_ID = uuid.UUID("a30ebf9e-ad64-42dc-8f20-5834c6ef63d7")
@@ -189,6 +191,44 @@ def test_nobody_is_made_active_by_an_import_but_it_can_take_people_off(applicati
 
     run("import", input=table("email,status", f"{active.upper()},opted_out"))
     assert statuses(application) == ["opted_out", "bounced", "complained", "unconfirmed", "opted_out"]
+
+
+_S = RegistrationStatus
+TAKEN_OFF = [
+    (_S.OPTED_OUT, {_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED}),
+    (_S.BOUNCED, {_S.ACTIVE}),
+    (_S.COMPLAINED, {_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED, _S.OPTED_OUT}),
+]
+"""For each status that takes an address off, those that it takes it from."""
+
+
+@pytest.mark.parametrize(("status", "before"), TAKEN_OFF)
+def test_what_asks_for_more_before_the_next_mail_replaces_what_asks_for_less(
+    application: Flask, run: Run, status: RegistrationStatus, before: set[RegistrationStatus]
+) -> None:
+    expected = [status if one in before else one for one in _S if one is not _S.ERASED]
+    for by_import in (True, False):
+        with application.app_context():
+            empty()
+            emails = [factories.register(1, status=one)[0] for one in _S if one is not _S.ERASED]
+        if by_import:
+            run("import", input=table("email,status", *(f"{email},{status}" for email in emails)))
+        else:
+            exits = [run("suppress", email, "--reason", status).exit_code for email in emails]
+            assert exits == [int(one not in before) for one in _S if one is not _S.ERASED]
+        assert statuses(application) == expected
+
+
+def test_an_imported_opt_out_of_an_address_that_bounced_outlives_a_registration(
+    application: Flask, client: FlaskClient, run: Run
+) -> None:
+    with application.app_context():
+        [email] = factories.register(1, status=_S.BOUNCED)
+    run("import", input=table("email,status", f"{email},opted_out"))
+
+    assert client.post("/api/registration", data={"email": email}).status_code == 201
+
+    assert statuses(application) == ["opted_out"]
 
 
 def statuses(application: Flask) -> list[str]:
