@@ -231,15 +231,17 @@ def hold(session: Session, broadcast_id: int, *, reason: str, now: datetime) -> 
 
 def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetime) -> bool:
     """Let a broadcast rest until somebody resumes it, and say why, unless somebody paused it; return whether it did."""
-    sending = or_(Broadcast.status == _S.SENDING, Broadcast.resume_at.is_not(None))
     values = {"reason": reason, "resume_at": None, "circuit_broken_at": now}
-    return bool(_move(session, broadcast_id, _S.PAUSED, sending, **values))
+    return bool(_move(session, broadcast_id, _S.PAUSED, _goes_on(), **values))
 
 
 def pause(session: Session, broadcast_id: int) -> None:
-    """Let a broadcast rest until somebody resumes it. One that has ended stays ended."""
+    """Let a broadcast rest until somebody resumes it.
+
+    One that has ended stays ended, and one that rests already keeps its reason, which may be the circuit breaker's.
+    """
     status_of(session, broadcast_id)
-    _move(session, broadcast_id, _S.PAUSED, reason=PAUSED_BY_HAND, resume_at=None)
+    _move(session, broadcast_id, _S.PAUSED, _goes_on(), reason=PAUSED_BY_HAND, resume_at=None)
 
 
 def resume(session: Session, broadcast_id: int) -> None:
@@ -341,6 +343,11 @@ def _expected_end(session: Session, remaining: int, now: datetime, rate_limit: f
 def _seconds_needed(session: Session, messages: int, now: datetime, rate_limit: float) -> float:
     rate = pacing.current_rate(session, limit=rate_limit, now=now.timestamp())
     return min(pacing.seconds_needed(messages, pacing.account(session), rate), _LONGEST_FORECAST)
+
+
+def _goes_on() -> ColumnElement[bool]:
+    """Return what holds for a broadcast that is sending, or will be without anybody's doing."""
+    return or_(Broadcast.status == _S.SENDING, and_(Broadcast.status == _S.PAUSED, Broadcast.resume_at.is_not(None)))
 
 
 def _is_being_cancelled() -> ColumnElement[bool]:

@@ -143,6 +143,17 @@ def test_a_broadcast_that_rests_for_a_while_does_not_go_on_by_itself_any_more() 
     assert row(broadcast_id).resume_at is None
 
 
+def test_whoever_pauses_what_the_circuit_breaker_paused_does_not_take_its_reason_away() -> None:
+    broadcast_id = sending(500, hard_bounce=20)
+    check(broadcast_id)
+    before = row(broadcast_id).reason
+
+    commit(broadcasts.pause, broadcast_id)
+
+    assert before is not None
+    assert (row(broadcast_id).status, row(broadcast_id).reason) == (BroadcastStatus.PAUSED, before)
+
+
 @pytest.mark.parametrize("step", [broadcasts.pause, broadcasts.cancel])
 def test_what_a_person_stopped_stays_as_it_is(step: object) -> None:
     broadcast_id = sending(500, hard_bounce=20)
