@@ -244,7 +244,7 @@ def test_events_that_wait_are_applied_when_their_time_has_come(queue: EventQueue
     put(sqs, queue.url, ses_events.by_identity(ses_events.bounce(ids[0])))
     queue.drain()
     assert told(broadcast_id) == {}
-    ledgers.settle(ledgers.claim(broadcast_id), replace(ledgers.ACCEPTED, message_id=f"0100-{ids[0]}"))
+    ledgers.settle(ledgers.claim(broadcast_id), ledgers.ACCEPTED._replace(message_id=f"0100-{ids[0]}"))
     clock = queue.now
 
     later = replace(queue, now=lambda: clock() + feedback.PATIENCE)
