@@ -217,6 +217,11 @@ def underway(session: Session, now: datetime) -> list[Work]:
     return [Work(row.id, _S.SENDING if row.status is _S.PAUSED else row.status, bool(row.filled)) for row in rows]
 
 
+def going_on(session: Session) -> Sequence[int]:
+    """Return the broadcasts that are sending, or will be without anybody's doing."""
+    return session.execute(select(Broadcast.id).where(_goes_on()).order_by(Broadcast.id)).scalars().all()
+
+
 def message_of(session: Session, broadcast_id: int) -> Message:
     """Return what a broadcast says; it never changes."""
     columns = select(Broadcast.title, Broadcast.contents, Broadcast.html)

@@ -44,15 +44,25 @@ def check(session: Session, broadcast_id: int, *, sample: int, now: datetime) ->
         told = _count(session, broadcast_id, broadcast.circuit_broken_at, Delivery.feedback == feedback)
         if told < max(fewest, share * sample):
             continue
-        accepted = _count(session, broadcast_id, broadcast.circuit_broken_at, Delivery.status == DeliveryStatus.SENT)
+        accepted = _count(
+            session,
+            broadcast_id,
+            broadcast.circuit_broken_at,
+            Delivery.status == DeliveryStatus.SENT,
+            most=int(told / share) + 2,  # of more than that, rounded up, what was told is under the share
+        )
         if accepted >= sample and told >= share * accepted:
             return broadcasts.break_circuit(session, broadcast_id, _reason(told, accepted, what, review), now)
     return False
 
 
-def _count(session: Session, broadcast_id: int, since: datetime | None, *those: ColumnElement[bool]) -> int:
-    here = select(func.count()).where(Delivery.broadcast_id == broadcast_id, *those)
-    return session.execute(here if since is None else here.where(Delivery.settled_at > since)).scalar_one()
+def _count(
+    session: Session, broadcast_id: int, since: datetime | None, *those: ColumnElement[bool], most: int | None = None
+) -> int:
+    """Return how many deliveries there are of these, without looking at more than `most`."""
+    here = select(Delivery.id).where(Delivery.broadcast_id == broadcast_id, *those)
+    found = (here if since is None else here.where(Delivery.settled_at > since)).limit(most).subquery()
+    return session.execute(select(func.count()).select_from(found)).scalar_one()
 
 
 def _reason(told: int, accepted: int, what: str, review: str) -> str:

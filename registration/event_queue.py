@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import circuit_breaker, feedback
+from . import broadcasts, circuit_breaker, feedback
 
 MOST_EVENTS = 10
 """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html"""
@@ -33,8 +33,9 @@ ATTEMPTS = 3
 TROUBLE_SECONDS, LONGEST_TROUBLE_SECONDS = 1.0, 30.0
 DRAIN_SECONDS = 20.0
 """How long one `drain` takes at most, so that whoever calls it sees to other things too."""
-CHECK_SECONDS = 1.0
-"""Between two looks at whether a broadcast is to be paused: each counts its messages."""
+CHECK_SECONDS = 3.0
+"""Between two looks at whether a broadcast is to be paused, also when no event comes: what bounced may have been too
+little to judge by until more was sent, or told to a process that has died since."""
 WAITING_SECONDS = 5.0
 """Between two looks at the events that wait for a message id."""
 CONNECT_SECONDS, READ_SECONDS = 3.0, 10.0
@@ -54,7 +55,6 @@ class EventQueue:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._suspects: set[int] = set()
         self._check_at = self._waiting_at = 0.0
         self._failures = 0
         self._chores, self._draining = threading.Lock(), threading.Lock()
@@ -124,13 +124,11 @@ class EventQueue:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self.sessions.begin() as session:
-                    suspects = feedback.take(session, bodies, self.now())
+                    feedback.take(session, bodies, self.now())
             except (OperationalError, IntegrityError):
                 if attempt == ATTEMPTS:
                     raise
             else:
-                with self._chores:
-                    self._suspects |= suspects
                 return
 
     def _delete(self, handles: list[str]) -> None:
@@ -146,7 +144,7 @@ class EventQueue:
             if time.monotonic() >= self._waiting_at:
                 self._waiting_at = time.monotonic() + WAITING_SECONDS
                 self._take_waiting()
-            if self._suspects and time.monotonic() >= self._check_at:
+            if self.sample and time.monotonic() >= self._check_at:
                 self._check_at = time.monotonic() + CHECK_SECONDS
                 self._break_circuits()
         return 1
@@ -155,14 +153,14 @@ class EventQueue:
         number = feedback.ROWS_AT_ONCE
         while number == feedback.ROWS_AT_ONCE:
             with self.sessions.begin() as session:
-                number, suspects = feedback.take_waiting(session, self.now())
-            self._suspects |= suspects
+                number = feedback.take_waiting(session, self.now())
 
     def _break_circuits(self) -> None:
-        for broadcast_id in sorted(self._suspects):
+        with self.sessions.begin() as session:
+            going_on = broadcasts.going_on(session)
+        for broadcast_id in going_on:
             with self.sessions.begin() as session:
                 broken = circuit_breaker.check(session, broadcast_id, sample=self.sample, now=self.now())
-            self._suspects.discard(broadcast_id)
             if broken:
                 log.warning("a broadcast was paused: too many bounces or complaints", extra={"broadcast": broadcast_id})
 

@@ -124,8 +124,8 @@ def read(body: str) -> Event:
     )
 
 
-def take(session: Session, bodies: Iterable[str], now: datetime) -> set[int]:
-    """Give events their effect, each once; return the broadcasts that bounced for good or were complained of.
+def take(session: Session, bodies: Iterable[str], now: datetime) -> None:
+    """Give events their effect, each once.
 
     An unreadable event is put aside with the reason. Of two who take the same event at once, the unique key fails one;
     its transaction is to be tried again.
@@ -148,7 +148,7 @@ def take(session: Session, bodies: Iterable[str], now: datetime) -> set[int]:
         rows[event_id] = _row(event_id, status, now, events[event_id][1] if waits else None)
     if rows:
         session.execute(insert(FeedbackEvent), list(rows.values()))
-    return _give_effect(session, [match for match in matches if rows[match.event.event_id]["body"] is None], now)
+    _give_effect(session, [match for match in matches if rows[match.event.event_id]["body"] is None], now)
 
 
 def put_aside(session: Session, body: str, problem: str, now: datetime) -> None:
@@ -158,8 +158,8 @@ def put_aside(session: Session, body: str, problem: str, now: datetime) -> None:
             session.execute(insert(FeedbackEvent), row)
 
 
-def take_waiting(session: Session, now: datetime) -> tuple[int, set[int]]:
-    """Give the next events that have waited long enough their effect; return how many there were, and as `take` does.
+def take_waiting(session: Session, now: datetime) -> int:
+    """Give the next events that have waited long enough their effect; return how many there were.
 
     What no delivery is known for by now is about the address alone.
     """
@@ -167,10 +167,11 @@ def take_waiting(session: Session, now: datetime) -> tuple[int, set[int]]:
     oldest = select(FeedbackEvent.id, FeedbackEvent.body).where(over).order_by(FeedbackEvent.received_at)
     rows = session.execute(oldest.limit(ROWS_AT_ONCE).with_for_update(skip_locked=True)).all()
     if not rows:
-        return 0, set()
+        return 0
     done = update(FeedbackEvent).where(FeedbackEvent.id.in_([row.id for row in rows]))
     rows_matched(session, done.values(status=_E.APPLIED, body=None))
-    return len(rows), _give_effect(session, _match(session, [read(row.body) for row in rows]), now)
+    _give_effect(session, _match(session, [read(row.body) for row in rows]), now)
+    return len(rows)
 
 
 def forget(session: Session, now: datetime) -> int:
@@ -307,8 +308,8 @@ def _match(session: Session, events: Sequence[Event]) -> list[_Match]:
     return [_Match(event, by_id.get(event.delivery_id) or by_message.get(event.message_id)) for event in events]
 
 
-def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> set[int]:
-    """Settle deliveries that were taken, write down the feedback, and suppress; return the broadcasts in danger."""
+def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> None:
+    """Settle deliveries that were taken, write down the feedback, and suppress."""
     matched = [(match.event, match.delivery) for match in matches if match.delivery is not None]
     unsent = {delivery.id: event for event, delivery in matched if delivery.status is not DeliveryStatus.SENT}
     ledger.accept(session, {number: unsent[number].message_id for number in sorted(unsent)}, now)
@@ -321,7 +322,6 @@ def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> 
         keys = {key for event in strangers for key in map(_key, event.recipients) if key is not None}
         _suppress(session, {delivery.registration_id for delivery in told[feedback]}, keys, status)
     _count_soft_bounces(session, [row for feedback in DECISIVE for row in told[feedback]], told[_F.SOFT_BOUNCE])
-    return {delivery.broadcast_id for feedback in (_F.HARD_BOUNCE, _F.COMPLAINED) for delivery in told[feedback]}
 
 
 def _note(session: Session, told: Sequence[tuple[Event, _Line]]) -> None:

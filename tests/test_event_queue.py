@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from registration import ROOT, create_event_queue, event_queue, feedback
+from registration import ROOT, broadcasts, circuit_breaker, create_event_queue, event_queue, feedback, ledger
 from registration.db import db
 from registration.event_queue import EventQueue
 from registration.models import (
@@ -163,10 +163,10 @@ def test_a_transaction_that_let_another_go_first_is_tried_again_at_once(
     put(sqs, queue.url, ses_events.bounce(ids[0]))
     take, failures = feedback.take, [error("INSERT", {}, Exception("a deadlock"))] * 2  # type: ignore[call-arg]
 
-    def fail_twice(*arguments: Any) -> set[int]:
+    def fail_twice(*arguments: Any) -> None:
         if failures:
             raise failures.pop()
-        return take(*arguments)
+        take(*arguments)
 
     monkeypatch.setattr(feedback, "take", fail_twice)
 
@@ -217,10 +217,10 @@ def test_an_event_that_cannot_be_applied_goes_aside_and_the_others_of_its_batch_
     poison = ses_events.bounce(ids[0])
     take = feedback.take
 
-    def fail(session: Any, bodies: list[str], now: Any) -> set[int]:
+    def fail(session: Any, bodies: list[str], now: Any) -> None:
         if poison in bodies:
             raise KeyError("a mistake of ours")
-        return take(session, bodies, now)
+        take(session, bodies, now)
 
     monkeypatch.setattr(feedback, "take", fail)
     put(sqs, queue.url, poison, ses_events.delivery(ids[1]))
@@ -259,8 +259,47 @@ def test_a_broadcast_that_bounces_too_much_is_paused(queue: EventQueue, sqs: Any
 
     until(lambda: queue.drain() or left(sqs, queue.url) == 0)
 
-    status = select(Broadcast.status).where(Broadcast.id == broadcast_id)
-    assert db.session.execute(status).scalar_one() is BroadcastStatus.PAUSED
+    assert status_of(broadcast_id) is BroadcastStatus.PAUSED
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_what_bounced_before_there_were_enough_messages_counts_when_there_are_though_no_event_comes_any_more(
+    queue: EventQueue, sqs: Any, is_held: bool
+) -> None:
+    broadcast_id, ids = sent(40)
+    put(sqs, queue.url, *map(ses_events.send, ids[:15]), *map(ses_events.bounce, ids[:5]))
+    until(lambda: queue.drain() or left(sqs, queue.url) == 0)
+    assert status_of(broadcast_id) is BroadcastStatus.SENDING
+    commit(ledger.accept, {number: f"0100-{number}" for number in ids[15:30]}, ledgers.NOW)
+    if is_held:
+        commit(broadcasts.hold, broadcast_id, reason="The quota is used up.", now=ledgers.NOW)
+
+    restarted = replace(queue)
+    restarted.drain()
+
+    assert status_of(broadcast_id) is BroadcastStatus.PAUSED
+    assert db.session.execute(select(Broadcast.resume_at)).scalar_one() is None
+
+
+def test_only_broadcasts_that_go_on_by_themselves_are_looked_at(
+    queue: EventQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending, held, paused, cancelled = (sent(1)[0] for _ in range(4))
+    commit(broadcasts.hold, held, reason="The quota is used up.", now=ledgers.NOW)
+    commit(broadcasts.pause, paused)
+    commit(broadcasts.cancel, cancelled)
+    looked_at: list[int] = []
+    monkeypatch.setattr(circuit_breaker, "check", lambda _, broadcast_id, **__: looked_at.append(broadcast_id))
+
+    queue.drain()
+    replace(queue, sample=0).drain()
+
+    assert looked_at == [sending, held]
+
+
+def status_of(broadcast_id: int) -> BroadcastStatus:
+    db.session.rollback()
+    return broadcasts.status_of(db.session(), broadcast_id)
 
 
 def test_a_queue_that_is_away_is_waited_for(application: Flask, caplog: pytest.LogCaptureFixture) -> None:
