@@ -18,6 +18,7 @@ _VERSION = re.compile(
     r"(?:\.(?P<dotted_level>[0-9]{1,4}))?(?P<tag>-[0-9A-Za-z.]+)?(?: ?\((?P<level>[0-9]{1,4})\))?",
     re.ASCII | re.IGNORECASE,
 )
+_MAJOR = re.compile(r"v?[0-9]{1,4}", re.ASCII | re.IGNORECASE)
 _SERIES = re.compile(r"v?([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})\.\*", re.ASCII | re.IGNORECASE)
 _CLAUSE = re.compile(r"(<=|>=|<|>|==|!=|~=)\s*(.+)", re.ASCII)
 _EXAMPLES = "Good ones are <7.0.3.1 and >=6.0.0,<7.0.2."
@@ -53,12 +54,15 @@ def parse_range(text: str) -> Range:
     """Return the range that a text in the style of PEP 440's specifiers stands for: clauses, all of which hold.
 
     A version compares by its place in the order alone, so `<7.0.4` holds for 7.0.4-dev, which precedes it, and
-    `==7.0.3` does not for 7.0.3 (1), but `==7.0.3.*` does. Raises InvalidVersionRangeException, also for a range
-    that no version is in.
+    `==7.0.3` does not for 7.0.3 (1), but `==7.0.3.*` does. A clause may name a version by its first number: 8 is
+    8.0.0. Raises InvalidVersionRangeException, also for a range that no version is in.
     """
     if len(text) > LONGEST_RANGE:
         raise InvalidVersionRangeException(f"The range of versions has more than {LONGEST_RANGE} characters.")
     clauses = [clause.strip() for clause in text.split(",")]
+    if not all(clauses):
+        nothing = f"There is nothing beside a comma in `{text.strip()}`." if any(clauses) else "The range is empty."
+        raise InvalidVersionRangeException(f"{nothing} {_EXAMPLES}")
     intervals = reduce(_both, map(_intervals, clauses), [(0, _LARGEST_KEY)])
     if not intervals:
         raise InvalidVersionRangeException(f"No version is in the range `{text}`. {_EXAMPLES}")
@@ -84,6 +88,8 @@ def _intervals(clause: str) -> list[Interval]:
     """Return the keys for which a clause holds; some may be empty."""
     split = _CLAUSE.fullmatch(clause)
     operator, version = split.groups() if split else ("", "")
+    if operator != "~=" and _MAJOR.fullmatch(version):
+        version += ".0"  # not after ~=, which would let every later version be compatible with 8
     if operator in ("==", "!=") and (series := _SERIES.fullmatch(version)):
         first, last = _series([int(number) for number in series[1].split(".")])
     elif (key := sort_key(version)) is not None:

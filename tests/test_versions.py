@@ -170,6 +170,9 @@ def test_a_compatible_version_is_at_least_this_one_and_of_its_series(numbers: li
     [
         ("<7.0.3.1", ["7.0.3", "7.0.3 (0)", "5.0.2", "7.0.3.1-dev"], ["7.0.3 (1)", "7.0.4-dev"]),
         (">=6.0.0,<7.0.2", ["6.0.0", "7.0.1 (3)", "7.0.2-dev"], ["5.0.2 (9)", "7.0.2", "6.0.0-dev"]),
+        ("<8", ["7.9.9 (9)", "8.0.0-dev"], ["8.0.0", "8.0.0 (1)"]),
+        (">= v7,<8", ["7.0.0", "7.0.3 (1)"], ["7.0.0-dev", "6.1.0", "8.0.0"]),
+        ("==8", ["8.0.0", "8.0"], ["8.0.0 (1)", "8.0.1"]),
         ("==7.0.3", ["7.0.3"], ["7.0.3 (1)", "7.0.3-dev"]),
         ("==7.0.3 (1)", ["7.0.3.1"], ["7.0.3"]),
         ("==7.0.3.*", ["7.0.3", "7.0.3 (9999)", "7.0.3-dev"], ["7.0.2 (9999)", "7.0.4-dev"]),
@@ -189,11 +192,25 @@ def test_what_is_in_a_range(text: str, inside: list[str], outside: list[str]) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", ",", "7.0.3", "<", "<banana", "<7", "=7.0.3", "===7.0.3", "<>7.0.3", "<7.0.3,", "<7.0.*", "~=7.0.*",
-     "==*", "<7.0.3 >6.0", "<7.0.3.1.2", "<7.0.\u0663", "<7.0,>8.0"],
+    ["", " ", ",", "7.0.3", "<", "<banana", "~=7", "<70000", "=7.0.3", "===7.0.3", "<>7.0.3", "<7.0.3,", "<7.0.*",
+     "~=7.0.*", "==*", "<7.0.3 >6.0", "<7.0.3.1.2", "<7.0.\u0663", "<7.0,>8.0"],
 )  # fmt: skip
 def test_a_range_that_cannot_be_read_is_refused_and_a_good_one_shown(text: str) -> None:
     with pytest.raises(InvalidVersionRangeException, match=r"<7\.0\.3\.1"):
+        parse_range(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<7.0.3, ", "nothing beside a comma in `<7.0.3,`"),
+        (">=6.0.0,,<7.0.2", "nothing beside a comma in `>=6.0.0,,<7.0.2`"),
+        (" ", "The range is empty"),
+        (",", "The range is empty"),
+    ],
+)
+def test_a_clause_that_is_missing_is_said_to_be_so(text: str, reason: str) -> None:
+    with pytest.raises(InvalidVersionRangeException, match=reason):
         parse_range(text)
 
 
