@@ -45,8 +45,8 @@ _email = click.argument("email", help="The address; `-` reads it from standard i
 def import_(file: IO[bytes], report: IO[str] | None, *, dry_run: bool) -> None:
     """Import registrations from FILE, or standard input.
 
-    The columns: email; if you like product_id, version, distribution, created_at and status. Run it again after an
-    interruption: what is there already is left as it is. Exit status 1: lines were refused.
+    The columns: email; if you like product_id, version, distribution, created_at, status and last_seen_at. Run it
+    again after an interruption: what is there already is left as it is. Exit status 1: lines were refused.
     """
     text = TextIOWrapper(file, "utf-8-sig", errors="replace")
     rows = _rows(text)

@@ -18,7 +18,7 @@ from .db import rows_matched
 from .errors import InvalidEmailException
 from .models import Broadcast, Delivery, Installation, Registration, RegistrationCount, RegistrationStatus
 
-COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "status")
+COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "status", "last_seen_at")
 """What a line may have; of these only `email` it must have. An IP address is neither taken nor given."""
 LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
@@ -51,7 +51,10 @@ class RefusedLineError(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """A registration with at most one installation, as a table has it; `number` is where in the table."""
+    """A registration with at most one installation, as a table has it; `number` is where in the table.
+
+    `last_seen_at` is when the installation last reported itself.
+    """
 
     number: int
     address: Address
@@ -60,6 +63,7 @@ class Line:
     distribution: str
     created_at: datetime
     status: RegistrationStatus
+    last_seen_at: datetime
 
 
 @dataclass
@@ -76,7 +80,10 @@ class Tally:
 
 
 def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check: Check) -> Line:
-    """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now."""
+    """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now.
+
+    Without a time of its own an installation was last seen when the address was registered.
+    """
     texts = {name: (cells.get(name) or "").strip() for name in COLUMNS}
     try:
         address = addresses.normalise(texts["email"])
@@ -92,8 +99,17 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
         product_id = uuid.UUID(texts["product_id"]) if texts["product_id"] else None
     except ValueError as error:
         raise RefusedLineError("The product_id must be a UUID.") from error
-    created_at = _time(texts["created_at"], now)
-    return Line(number, address, product_id, texts["version"], texts["distribution"], created_at, STATUSES[status])
+    created_at = _time(texts, "created_at", now) or now
+    return Line(
+        number=number,
+        address=address,
+        product_id=product_id,
+        version=texts["version"],
+        distribution=texts["distribution"],
+        created_at=created_at,
+        status=STATUSES[status],
+        last_seen_at=_time(texts, "last_seen_at", now) or created_at,
+    )
 
 
 def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> Tally:
@@ -147,15 +163,12 @@ def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
         Installation.distribution,
         Registration.created_at,
         Registration.status,
+        Installation.last_seen_at,
     ).outerjoin(Installation, Installation.registration_id == Registration.id)
     ids = (Registration.id > window, Registration.id <= window + IDS_AT_ONCE)
     those = lines.where(*ids, Registration.status != RegistrationStatus.ERASED)
-    return [
-        (email, str(product_id), version or "", distribution or "", created_at.isoformat(), status.value)
-        for email, product_id, version, distribution, created_at, status in session.execute(
-            those.order_by(Registration.id, Installation.id)
-        )
-    ]
+    rows = session.execute(those.order_by(Registration.id, Installation.id))
+    return [tuple(_plain(value) or "" for value in row) for row in rows]
 
 
 def guard(cell: str) -> str:
@@ -212,16 +225,16 @@ def dossier(session: Session, key: str) -> dict[str, Any] | None:
     }
 
 
-def _time(text: str, now: datetime) -> datetime:
-    if not text:
-        return now
+def _time(texts: Mapping[str, str], name: str, now: datetime) -> datetime | None:
+    if not texts[name]:
+        return None
     try:
-        time = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(texts[name])
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise RefusedLineError("The created_at must be a time such as 2026-11-23T12:00:00Z.") from error
+        raise RefusedLineError(f"The {name} must be a time such as 2026-11-23T12:00:00Z.") from error
     if not datetime(2000, 1, 1, tzinfo=UTC) <= time <= now:
-        raise RefusedLineError("The created_at is before the year 2000 or in the future.")
+        raise RefusedLineError(f"The {name} is before the year 2000 or in the future.")
     return time
 
 
@@ -273,6 +286,7 @@ def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
     if not reporting:
         return
     ids = _known(session, reporting)
+    reporting.sort(key=lambda line: line.last_seen_at)
     new = {(ids[line.address.key], line.version, line.distribution): line for line in reporting}
     identity = (Installation.registration_id, Installation.version, Installation.distribution)
     there = select(*identity).where(Installation.registration_id.in_(set(ids.values())))
@@ -284,8 +298,8 @@ def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
             "version": version,
             "distribution": distribution,
             "version_key": versions.sort_key(version),
-            "first_seen_at": line.created_at,
-            "last_seen_at": line.created_at,
+            "first_seen_at": min(line.created_at, line.last_seen_at),
+            "last_seen_at": line.last_seen_at,
         }
         for (registration_id, version, distribution), line in new.items()
     ]

@@ -94,29 +94,30 @@ def test_an_import_from_standard_input_needs_nothing_but_the_address(run: Run, s
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("nobody,,,,,", "must have an @-sign"),
-        (",,,,,", "is needed"),
-        ("ann@mailinator.com,,,,,", "throw-away"),
-        ("ann@example.org,5,,,,", "must be a UUID"),
-        (f"ann@example.org,,{'7' * 65},,,", "version is longer"),
-        ("ann@example.org,,,,yesterday,", "created_at must be a time"),
-        ("ann@example.org,,,,1999-01-01,", "before the year 2000"),
-        ("ann@example.org,,,,2999-01-01,", "in the future"),
-        ("ann@example.org,,,,,erased", "status must be one of"),
-        ("ann@example.org,", "2 cells, not 6"),
-        ("ann@example.org,,,,,,", "7 cells, not 6"),
-        (f"{'a' * 2000},,,,,", "longer than 1,000"),
-        ("\udcff@example.org,,,,,", "not UTF-8"),
-        ('"ann@example.org,,,,,', "not CSV"),
-        ('"ann@example.org"x,,,,,', "not CSV"),
-        (f'"{"a" * 200_000}",,,,,', "longer than 65,536"),
+        ("nobody,,,,,,", "must have an @-sign"),
+        (",,,,,,", "is needed"),
+        ("ann@mailinator.com,,,,,,", "throw-away"),
+        ("ann@example.org,5,,,,,", "must be a UUID"),
+        (f"ann@example.org,,{'7' * 65},,,,", "version is longer"),
+        ("ann@example.org,,,,yesterday,,", "created_at must be a time"),
+        ("ann@example.org,,,,1999-01-01,,", "before the year 2000"),
+        ("ann@example.org,,,,2999-01-01,,", "in the future"),
+        ("ann@example.org,,,,,,yesterday", "last_seen_at must be a time"),
+        ("ann@example.org,,,,,erased,", "status must be one of"),
+        ("ann@example.org,", "2 cells, not 7"),
+        ("ann@example.org,,,,,,,", "8 cells, not 7"),
+        (f"{'a' * 2000},,,,,,", "longer than 1,000"),
+        ("\udcff@example.org,,,,,,", "not UTF-8"),
+        ('"ann@example.org,,,,,,', "not CSV"),
+        ('"ann@example.org"x,,,,,,', "not CSV"),
+        (f'"{"a" * 200_000}",,,,,,', "longer than 65,536"),
     ],
 )
 def test_a_refused_line_is_reported_with_its_number_and_reason(
     run: Run, stored: Any, tmp_path: Path, line: str, reason: str
 ) -> None:
     file, report = tmp_path / "old.csv", tmp_path / "refused.csv"
-    text = table(",".join(transfers.COLUMNS), "bob@example.org,,,,,", line, "eve@example.org,,,,,")
+    text = table(",".join(transfers.COLUMNS), "bob@example.org,,,,,,", line, "eve@example.org,,,,,,")
     file.write_text(text, "utf-8", errors="surrogateescape")
 
     result = run("import", file, "--report", report)
@@ -327,6 +328,31 @@ def test_an_export_can_be_imported_again(
         db.session.commit()
     assert run("import", file).exit_code == 0
     assert stored() == before
+
+
+def test_an_installation_that_was_not_seen_for_long_is_as_old_after_an_export_and_an_import(
+    application: Flask, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "all.csv"
+    created_at, seen_at = datetime(2020, 1, 1, tzinfo=UTC), datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
+    with application.app_context():
+        factories.register_as("ann@example.org", "bob@example.org", created_at=created_at)
+        factories.install("ann@example.org", "7.0.3", last_seen_at=seen_at)
+        run("export", file)
+        empty()
+    run("import", file)
+
+    with application.app_context():
+        times = select(Installation.first_seen_at, Installation.last_seen_at)
+        assert db.session.execute(times).one() == (created_at, seen_at)
+
+
+def test_of_two_lines_about_an_installation_the_later_tells_when_it_was_last_seen(application: Flask, run: Run) -> None:
+    lines = (f"ann@example.org,7.0.3,{year}-01-01" for year in (2021, 2025, 2023))
+    run("import", input=table("email,version,last_seen_at", *lines))
+
+    with application.app_context():
+        assert db.session.execute(select(Installation.last_seen_at)).scalar_one().year == 2025
 
 
 def test_an_export_as_json_lines_leaves_out_who_was_erased(application: Flask, run: Run) -> None:

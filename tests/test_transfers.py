@@ -32,18 +32,25 @@ def test_a_line_with_an_address_alone_is_active_since_now() -> None:
 
     assert line.address == ("Ann@example.org", "ann@example.org")
     assert (line.number, line.product_id, line.version, line.distribution) == (2, None, "", "")
-    assert (line.created_at, line.status) == (NOW, RegistrationStatus.ACTIVE)
+    assert (line.created_at, line.last_seen_at, line.status) == (NOW, NOW, RegistrationStatus.ACTIVE)
 
 
+def test_an_installation_was_last_seen_when_it_registered_unless_its_line_says_otherwise() -> None:
+    assert parse(created_at="2020-02-03").last_seen_at == datetime(2020, 2, 3, tzinfo=UTC)
+    assert parse(created_at="2020-02-03", last_seen_at="2026-02-03").last_seen_at == datetime(2026, 2, 3, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", ["created_at", "last_seen_at"])
 @pytest.mark.parametrize("time", ["2020-02-03T04:05:06Z", "2020-02-03 04:05:06", "2020-02-03T06:05:06+02:00"])
-def test_a_time_is_utc_unless_it_says_otherwise(time: str) -> None:
-    assert parse(created_at=time).created_at == datetime(2020, 2, 3, 4, 5, 6, tzinfo=UTC)
+def test_a_time_is_utc_unless_it_says_otherwise(name: str, time: str) -> None:
+    assert getattr(parse(**{name: time}), name) == datetime(2020, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("name", ["created_at", "last_seen_at"])
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-11-23T12:00:01Z"])
-def test_a_time_that_cannot_be_is_refused(time: str) -> None:
-    with pytest.raises(RefusedLineError, match="created_at"):
-        parse(created_at=time)
+def test_a_time_that_cannot_be_is_refused(name: str, time: str) -> None:
+    with pytest.raises(RefusedLineError, match=name):
+        parse(**{name: time})
 
 
 @given(st.text(st.sampled_from("=+-@'\t\rab")))
