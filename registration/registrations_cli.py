@@ -31,6 +31,11 @@ LONGEST_CELL = 1_000
 LONGEST_LINE = 65_536
 """Characters of a line that are read: room for many of the longest cells, and a bound for what has no line breaks."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_ADVICE = (
+    (";\t", "Separate the columns by commas: save as CSV UTF-8. "),
+    (f"\0{_REPLACEMENT}", "The file is not UTF-8 text: save as CSV UTF-8. "),
+)
+"""What a first line without the columns' names holds when a spreadsheet wrote it in another way, and what helps."""
 _UNKNOWN = "This address is not registered."
 
 registrations_group = Group("registrations", help="Move registrations in and out, and look after single ones.")
@@ -150,17 +155,32 @@ def count(*, as_json: bool) -> None:
 
 def _rows(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield the number of each line with its cells by column, or with what is wrong with it."""
-    lines = _lines(file)
-    heading = next(lines, "")
-    names = [] if isinstance(heading, str) else [name.strip().lower() for name in heading]
-    if "email" not in names or len(set(names)) < len(names):
-        raise click.UsageError(f"The first line must name the columns once each: email, {', '.join(COLUMNS[1:])}.")
+    names, width = _heading(file.readline(LONGEST_LINE + 1))
     if ignored := set(names) - set(COLUMNS):
         click.echo(f"These columns are not imported: {', '.join(sorted(map(ascii, ignored)))}", err=True)
-    for number, cells in enumerate(lines, 2):
-        wrong = cells if isinstance(cells, str) else _wrong(cells, len(names))
-        if cells:
-            yield number, wrong or dict(zip(names, map(transfers.unguard, cells), strict=True))
+    for number, cells in enumerate(_lines(file), 2):
+        if isinstance(cells, str):
+            yield number, cells
+        elif cells:
+            while len(names) < len(cells) <= width and not cells[-1].strip():
+                cells.pop()
+            yield number, _wrong(cells, len(names)) or dict(zip(names, map(transfers.unguard, cells), strict=True))
+
+
+def _heading(line: str) -> tuple[list[str], int]:
+    """Return the columns' names, without the empty ones that a spreadsheet leaves at the end, and how many it had."""
+    cells = _cells(line)
+    names = [] if isinstance(cells, str) else [name.strip().lower() for name in cells]
+    width = len(names)
+    while names and not names[-1]:
+        names.pop()
+    if "email" not in names or len(set(names)) < len(names) or len(line) > LONGEST_LINE:
+        advice = next((advice for marks, advice in _ADVICE if any(mark in line for mark in marks)), "")
+        raise click.UsageError(
+            "The first line must name the columns, each once; only email is needed. "
+            f"{advice}There may be: {', '.join(COLUMNS)}."
+        )
+    return names, width
 
 
 def _lines(file: IO[str]) -> Iterator[list[str] | str]:
@@ -173,15 +193,14 @@ def _lines(file: IO[str]) -> Iterator[list[str] | str]:
         piece = line
         while len(piece) > LONGEST_LINE and not piece.endswith("\n"):
             piece = file.readline(LONGEST_LINE + 1)
-        if piece is not line:
-            yield f"The line is longer than {LONGEST_LINE:,} characters."
-            continue
-        try:
-            cells = next(csv.reader([line], strict=True))
-        except csv.Error:
-            yield "The line is not CSV: look at its quotation marks."
-        else:
-            yield cells
+        yield _cells(line) if piece is line else f"The line is longer than {LONGEST_LINE:,} characters."
+
+
+def _cells(line: str) -> list[str] | str:
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error:
+        return "The line is not CSV: look at its quotation marks."
 
 
 def _wrong(cells: list[str], columns: int) -> str:

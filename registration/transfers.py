@@ -93,7 +93,7 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
     for name in ("version", "distribution"):
         if len(texts[name]) > LONGEST_VERSION or not texts[name].isprintable():
             raise RefusedLineError(f"The {name} is longer than {LONGEST_VERSION} characters or not printable.")
-    if (status := texts["status"] or RegistrationStatus.ACTIVE.value) not in STATUSES:
+    if (status := texts["status"].lower() or RegistrationStatus.ACTIVE.value) not in STATUSES:
         raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
     try:
         product_id = uuid.UUID(texts["product_id"]) if texts["product_id"] else None

@@ -165,12 +165,39 @@ def test_a_line_without_an_end_is_skipped_in_bounded_memory(run: Run, stored: An
     assert peak < 10_000_000
 
 
-@pytest.mark.parametrize("heading", ["", "name", "email,email", "e-mail"])
+@pytest.mark.parametrize("heading", ["", "name", "email,email", "e-mail", ",,", "email," + "x" * 70_000])
 def test_a_table_without_the_names_of_its_columns_is_refused(run: Run, heading: str) -> None:
     result = run("import", input=table(heading, "ann@example.org"))
 
     assert result.exit_code == 2
-    assert "must name the columns" in result.output
+    assert "must name the columns, each once; only email is needed. There may be: email, product_id" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "advice"),
+    [
+        ("email;status", "utf-8-sig", "Separate the columns by commas: save as CSV UTF-8."),
+        ('"email";"status"', "utf-8", "Separate the columns by commas: save as CSV UTF-8."),
+        ("email\tstatus", "utf-16", "Separate the columns by commas: save as CSV UTF-8."),
+        ("email,status", "utf-16", "The file is not UTF-8 text: save as CSV UTF-8."),
+        ("email,status", "utf-16-le", "The file is not UTF-8 text: save as CSV UTF-8."),
+    ],
+)
+def test_a_table_that_a_spreadsheet_wrote_in_another_way_is_refused_with_what_helps(
+    run: Run, text: str, encoding: str, advice: str
+) -> None:
+    result = run("import", input=table(text, "ann@example.org").encode(encoding))
+
+    assert result.exit_code == 2
+    assert advice in result.output
+
+
+def test_columns_without_a_name_at_the_end_are_left_out_while_they_are_empty(run: Run, stored: Any) -> None:
+    lines = ("ann@example.org,active,,", "bob@example.org,active", "eve@example.org,active, ,x", "x@example.org,,,,")
+    result = run("import", input=table("email,status,,", *lines))
+
+    assert "2 new, 0 known before, 2 refused" in result.output
+    assert [row[0] for row in stored()] == ["ann@example.org", "bob@example.org"]
 
 
 def test_a_dry_run_stores_nothing(run: Run, stored: Any) -> None:

@@ -53,6 +53,10 @@ def test_a_time_that_cannot_be_is_refused(name: str, time: str) -> None:
         parse(**{name: time})
 
 
+def test_capitals_do_not_matter_in_a_status() -> None:
+    assert parse(status=" Opted_Out").status is RegistrationStatus.OPTED_OUT
+
+
 @given(st.text(st.sampled_from("=+-@'\t\rab")))
 def test_a_guarded_cell_is_no_formula_and_comes_back_as_it_was(cell: str) -> None:
     assert not guard(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
