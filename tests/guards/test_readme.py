@@ -76,3 +76,13 @@ def test_every_file_that_readme_and_the_guides_link_to_exists() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_table_of_readme_and_the_guides_is_whole() -> None:
+    """A row that an empty line separates from its table is shown as text."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for table in re.findall(r"(?:^ *\|.*\n)+", text, re.MULTILINE):
+            rows = [row.strip() for row in table.splitlines()]
+            assert len(rows) > 2, f"{page.name}: {table}"
+            assert re.fullmatch(r"\|(?::?-+:?\|)+", rows[1]), f"{page.name}: {table}"
