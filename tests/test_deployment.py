@@ -29,6 +29,9 @@ GUNICORN = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
 KEYS = {"option_settings", "packages", "groups", "users", "sources", "files", "commands", "services"}
 KEYS |= {"container_commands", "Resources", "Outputs"}
 ENVIRONMENT = "aws:elasticbeanstalk:application:environment"
+GUIDE = (ROOT / "docs" / "operations.md").read_text()
+[GUIDED_YAML] = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+GUIDED: dict[str, dict[str, str]] = yaml.safe_load(GUIDED_YAML)["OptionSettings"]
 PROCESS = "aws:elasticbeanstalk:environment:process:default"
 # https://docs.aws.amazon.com/elasticbeanstalk/latest/dg/command-options-general.html
 NAMESPACES = {
@@ -134,16 +137,31 @@ def test_a_secret_is_not_in_the_repository(name: str) -> None:
     assert DECLARED[name] == ""
 
 
-def test_the_declared_values_and_the_operators_own_make_a_configuration() -> None:
-    own = {
+def test_the_declared_values_and_those_of_the_guide_make_a_configuration() -> None:
+    secrets = {
         "DB_CONN_STR": "mysql+pymysql://user:password@host/registration",
         "SECRET_PIN": "correct horse battery staple",
-        "PUBLIC_URL": "https://reg.example.org",
         "TOKEN_KEYS": "a key of at least thirty-two characters",
-        "SES_REGION": "us-east-1",
-        "SES_SENDER": "security@example.org",
     }
-    assert config.read(DECLARED | own).TRUSTED_PROXIES == 2
+    kept = {name: secrets[name] for name in GUIDED[f"{ENVIRONMENT}secrets"]}
+
+    settings = config.read(DECLARED | GUIDED[ENVIRONMENT] | kept)
+
+    assert settings.TRUSTED_PROXIES == 2
+    assert settings.POSTAL_ADDRESS
+
+
+def test_the_guide_has_every_secret_made_that_it_gives_to_the_environment() -> None:
+    made = set(re.findall(r"(?m)^\| `(registration/[a-z-]+)` \|", GUIDE))
+    given = GUIDED[f"{ENVIRONMENT}secrets"].values()
+    assert {re.fullmatch(r"arn:aws:secretsmanager:REGION:ACCOUNT:secret:(.*)-AbCdEf", arn)[1] for arn in given} == made
+
+
+def test_the_guide_names_every_setting_that_production_needs() -> None:
+    needed = {name for name, field in SETTINGS.items() if field.metadata["required"] in ("always", "with MAILER=ses")}
+    assert needed == {name for name in needed if f"`{name}`" in GUIDE or f"{name}:" in GUIDE}
+    deploying = (ROOT / "README.md").read_text().partition("## Deploying")[2]
+    assert needed == {name for name in needed if f"`{name}`" in deploying}
 
 
 def test_the_environment_fits_into_what_elastic_beanstalk_allows() -> None:
