@@ -104,9 +104,9 @@ class Sender:
         self._clock_offset = timedelta(0)
         self._expire_from = 0.0
         self._largest = 1
-        self._bulk_calls: deque[tuple[float, bool]] = deque(maxlen=200)
+        self._bulk_calls: deque[tuple[float, bool]] = deque()
         self._single_until = self._claim_at = self._departed_at = 0.0
-        self._departing = threading.Lock()
+        self._turn = threading.Lock()
         self._next: dict[str, float] = {}
         self._message_of = lru_cache(maxsize=8)(self._load_message)
 
@@ -294,7 +294,7 @@ class Sender:
     def _departure(self, due_at: float, messages: int) -> float:
         """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
         spacing = messages * pacing.HEADROOM / self._rate
-        with self._departing:
+        with self._turn:
             self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)
             return self._departed_at
 
@@ -360,8 +360,11 @@ class Sender:
         Some accounts may make no more. Refusals alone prove nothing: going over the rate for a moment causes them too.
         """
         now = time.monotonic()
-        self._bulk_calls.append((now, refused))
-        late = [(at, was_refused) for at, was_refused in list(self._bulk_calls) if at > now - 2 * BULK_SECONDS]
+        with self._turn:
+            self._bulk_calls.append((now, refused))
+            while self._bulk_calls[0][0] <= now - 2 * BULK_SECONDS:
+                self._bulk_calls.popleft()
+            late = list(self._bulk_calls)
         seconds, refusals = now - late[0][0], sum(was_refused for _, was_refused in late)
         if seconds >= BULK_SECONDS and len(late) - refusals <= min(refusals, seconds + 1):
             self._single_until = now + SINGLE_SECONDS
