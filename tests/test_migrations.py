@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -13,7 +15,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
 from flask_migrate import downgrade, upgrade
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, MetaData, Table, insert, inspect, select, text
+from sqlalchemy.exc import OperationalError
 
 from registration import MIGRATIONS, ROOT
 from registration.db import Base, db
@@ -22,6 +25,38 @@ from . import mariadb
 
 SCHEMA = (ROOT / "schema.sql").read_text()
 REVISIONS = [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+THEN = datetime(2026, 11, 23, 12)  # noqa: DTZ001  as a database keeps it
+ROWS: dict[str, dict[str, Any]] = {
+    "registration": {
+        "id": 1,
+        "product_id": bytes(range(16)),
+        "email": "Ann@example.org",
+        "email_key": "ann@example.org",
+        "status": "active",
+        "created_at": THEN,
+    },
+    "installation": {
+        "id": 2,
+        "registration_id": 1,
+        "version": "7.0.3 (1)",
+        "distribution": "docker",
+        "first_seen_at": THEN,
+        "last_seen_at": THEN,
+    },
+    "broadcast": {
+        "id": 3,
+        "title": "Update now",
+        "contents": "There is a hole.",
+        "status": "sent",
+        "recipients": 1,
+        "audience_end": 1,
+        "filled_to": 1,
+        "urgent": True,
+        "created_at": THEN,
+    },
+    "delivery": {"id": 4, "broadcast_id": 3, "registration_id": 1, "status": "sent", "attempts": 1},
+}
+"""A row in each table that others refer to or that refers to one, before the others could be known."""
 
 
 def definitions(application: Flask) -> dict[str, str]:
@@ -49,6 +84,14 @@ def load(server: mariadb.Server, sql: str, *database: str) -> None:
         check=True,
         capture_output=True,
     )
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def unmigrated(request: pytest.FixtureRequest, make_application: Callable[[str], Flask], tmp_path: Path) -> Flask:
+    """An application on a database without tables."""
+    if request.param == "sqlite":
+        return make_application(f"sqlite:///{tmp_path}/unmigrated.db")
+    return make_application(request.getfixturevalue("mariadb_server").create_database("unmigrated"))
 
 
 @pytest.fixture
@@ -92,8 +135,8 @@ def test_a_migrated_database_has_nothing_left_to_migrate(application: Flask) -> 
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
-def test_every_earlier_revision_can_be_upgraded(
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_every_earlier_revision_becomes_the_same_on_mysql(
     mariadb_server: mariadb.Server, migrated: Flask, make_application: Callable[[str], Flask], revision: str
 ) -> None:
     application = make_application(mariadb_server.create_database("upgraded"))
@@ -102,6 +145,56 @@ def test_every_earlier_revision_can_be_upgraded(
         upgrade()
 
     assert definitions(application) == definitions(migrated)
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_every_earlier_revision_can_be_upgraded_with_what_is_in_it(unmigrated: Flask, revision: str) -> None:
+    with unmigrated.app_context():
+        upgrade(revision=revision)
+        with db.engine.begin() as connection:
+            stored = {name: store(connection, name, row) for name, row in ROWS.items()}
+
+        upgrade()
+
+        with db.engine.connect() as connection:
+            for name, row in stored.items():
+                assert row.items() <= the_row(connection, name).items()
+            assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+            if connection.dialect.name == "sqlite":
+                assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+
+
+def store(connection: Connection, name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Store a row in a table as it is at this revision; return it without what the table does not have yet."""
+    table = Table(name, MetaData(), autoload_with=connection)
+    row = {column: value for column, value in row.items() if column in table.columns}
+    connection.execute(insert(table).values(row))
+    return row
+
+
+def the_row(connection: Connection, name: str) -> dict[str, Any]:
+    """Return the only row of a table."""
+    return dict(connection.execute(select(Table(name, MetaData(), autoload_with=connection))).mappings().one())
+
+
+def test_a_migration_that_fails_on_sqlite_leaves_nothing(
+    make_application: Callable[[str], Flask], tmp_path: Path
+) -> None:
+    tables = "SELECT name, sql FROM sqlite_master ORDER BY name"
+    application = make_application(f"sqlite:///{tmp_path}/failed.db")
+    with application.app_context():
+        upgrade(revision="0001")
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE wrong_pin (in_the_way INTEGER)")
+            before = connection.exec_driver_sql(tables).all()
+
+        with pytest.raises(OperationalError, match="wrong_pin already exists"):
+            upgrade()
+
+        with db.engine.begin() as connection:
+            assert connection.exec_driver_sql(tables).all() == before
+            connection.exec_driver_sql("DROP TABLE wrong_pin")
+        upgrade()
 
 
 def test_migrations_can_be_taken_back(migrated: Flask) -> None:

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alembic import context
 from flask import current_app
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import Connection, NullPool, create_engine, event
+from sqlalchemy.pool import ConnectionPoolEntry
 
 db = current_app.extensions["migrate"].db
 
 # An engine of its own, because a change to a large table takes longer than the application waits for a statement.
 engine = create_engine(db.engine.url, poolclass=NullPool)
+is_sqlite = engine.dialect.name == "sqlite"
+if is_sqlite:
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: ConnectionPoolEntry) -> None:
+        """Let tables be replaced: SQLite would refuse to drop one that others refer to, or empty those.
+
+        And let Python not commit before each such statement, so that a migration that fails leaves nothing
+        (https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#sqlite-enabling-transactions).
+        """
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 with engine.connect() as connection:
-    context.configure(connection=connection, target_metadata=db.metadata, render_as_batch=True)
+    context.configure(
+        connection=connection,
+        target_metadata=db.metadata,
+        render_as_batch=True,
+        transactional_ddl=is_sqlite,
+    )
     with context.begin_transaction():
         context.run_migrations()
