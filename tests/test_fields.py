@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from flask import Request
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from werkzeug.test import EnvironBuilder
 
+from registration import LARGEST_BODY, ROOT
 from registration.errors import InvalidEmailException, UnsupportedInputException
 from registration.web.fields import Fields
+
+from . import mariadb
 
 FORM = "application/x-www-form-urlencoded"
 
@@ -79,7 +90,7 @@ def test_of_two_values_with_one_name_the_first_counts(arguments: dict[str, Any])
 
 
 @given(st.dictionaries(st.text(min_size=1), st.text().filter(lambda text: "\ufffd" not in text), min_size=1))
-@settings(deadline=None)
+@hypothesis_settings(deadline=None)
 def test_a_form_and_a_query_string_say_the_same(values: dict[str, str]) -> None:
     by_form, by_query = read(data=urlencode(values), content_type=FORM), read(query_string=urlencode(values))
 
@@ -88,7 +99,7 @@ def test_a_form_and_a_query_string_say_the_same(values: dict[str, str]) -> None:
 
 
 @given(st.binary(max_size=40))
-@settings(deadline=None)
+@hypothesis_settings(deadline=None)
 def test_no_bytes_in_a_form_or_query_string_are_more_than_unreadable(encoded: bytes) -> None:
     for arguments in ({"data": b"name=" + encoded, "content_type": FORM}, {"query_string": encoded.decode("latin-1")}):
         with suppress(InvalidEmailException):
@@ -180,10 +191,23 @@ def test_a_body_of_unknown_length_over_the_limit_is_refused(content_type: str) -
         Fields(request, unreadable=InvalidEmailException)
 
 
-def test_a_body_with_a_broken_chunk_is_refused_without_quoting_it() -> None:
+@pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=b", "application/json"])
+def test_a_body_of_unknown_length_up_to_the_limit_is_read(content_type: str) -> None:
+    environ = EnvironBuilder(method="POST", data=b'{"name": "text"}', content_type=content_type).get_environ()
+    length = int(environ.pop("CONTENT_LENGTH"))
+    request = Request(environ | {"wsgi.input_terminated": True})
+    request.max_content_length = length
+
+    Fields(request, unreadable=InvalidEmailException)
+
+    assert len(request.get_data()) == length
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_a_body_with_a_broken_chunk_is_refused_without_quoting_it(error: type[Exception]) -> None:
     class Broken(io.BytesIO):
         def read(self, *_: object) -> bytes:
-            raise OSError("Invalid chunk size: b'secretPin=1234'")
+            raise error("Invalid chunk size: b'secretPin=1234'")
 
         readline = readinto = readall = read  # type: ignore[assignment]
 
@@ -195,3 +219,71 @@ def test_a_body_with_a_broken_chunk_is_refused_without_quoting_it() -> None:
         Fields(Request(environ), unreadable=InvalidEmailException)
 
     assert "1234" not in str(caught.value)
+
+
+@pytest.fixture
+def gunicorn(sqlite_url: str, settings: dict[str, str], tmp_path: Path) -> Iterator[int]:
+    """Serve the service as in production on a port; its output goes to a file."""
+    port = mariadb.free_port()
+    environment = {**os.environ, **settings, "DB_CONN_STR": sqlite_url, "DEVELOPMENT": "", "MAILER": "outbox"}
+    environment |= {"SES_SENDER": "a@example.org", "PUBLIC_URL": "https://a.example.org", "TOKEN_KEYS": "k" * 32}
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "application:application"]
+    with (
+        (tmp_path / "output").open("wb") as output,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            wait_for(port)
+            yield port
+        finally:
+            process.terminate()
+
+
+def wait_for(port: int) -> None:
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    pytest.fail("gunicorn does not listen")
+
+
+def post_chunks(port: int, path: str, chunks: bytes) -> bytes:
+    """Post a chunked form as it is; return the whole answer."""
+    head = f"POST /api/registration{path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: {FORM}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks)
+        with connection.makefile("rb") as answer:
+            return answer.read()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def test_gunicorn_answers_broken_chunks_400_and_logs_nothing_of_them(gunicorn: int, tmp_path: Path) -> None:
+    mark = b"zanzibar"
+    notice = b"secretPin=" + mark + b"&title=" + mark + b"&contents=" + mark
+
+    for broken in (
+        notice + b"\r\n",
+        chunk(b"title=a&") + notice + b"\r\n",
+        b"3\r\n" + notice + b"\r\n0\r\n\r\n",
+        b"3;" + notice + b"\r\r\n",
+        chunk(notice) + b"0\r\n" + mark + b"\r\n\r\n",
+    ):
+        answer = post_chunks(gunicorn, "/broadcast", broken)
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+        assert mark not in answer
+
+    log = (tmp_path / "output").read_text() + (tmp_path / "log").read_text()
+    assert log.count('"status": 400') == 2 * 5
+    assert mark.decode() not in log
+    assert "Traceback" not in log
+
+
+def test_gunicorn_reads_a_chunked_body_of_exactly_512_kib_and_not_a_byte_more(gunicorn: int) -> None:
+    body = b"email=" + b"x" * (LARGEST_BODY - 6)
+
+    assert b"InvalidEmailException" in post_chunks(gunicorn, "", chunk(body) + b"0\r\n\r\n")
+    assert post_chunks(gunicorn, "", chunk(body + b"x") + b"0\r\n\r\n").startswith(b"HTTP/1.1 413 ")

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Request
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from ..errors import RegistrationError, UnsupportedInputException
 
@@ -90,13 +90,18 @@ class Fields:
 def _whole_body(request: Request) -> bytes:
     """Return the body, and keep it for others. Raises BadRequest for one that was cut off or has a broken chunk.
 
-    Werkzeug leaves both to the server, gunicorn does not look, and a notice cut in half would be sent so.
+    Werkzeug leaves both to the server, gunicorn does not look, and a notice cut in half would be sent so. Of a body
+    of unknown length Werkzeug reads as much as is allowed, without asking whether that was all.
     """
     try:
         data = request.get_data()
-    except OSError as error:
+        at_limit = request.content_length is None and len(data) >= (request.max_content_length or math.inf)
+        has_more = at_limit and request.input_stream.read(1) != b""
+    except HTTPException:
+        raise
+    except Exception as error:  # what a server raises is its own, and quotes the body: it may reach no log
         raise BadRequest("The body of the request is broken.") from error
-    if request.content_length is None and len(data) >= (request.max_content_length or math.inf):
+    if has_more:
         raise RequestEntityTooLarge
     if len(data) < (request.content_length or 0):
         raise BadRequest("The body of the request was cut off.")
