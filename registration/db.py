@@ -50,6 +50,8 @@ QUICK_SECONDS = 4
 """What a statement of its own may take: it is about one row, and somebody waits. Longer than it waits for a lock."""
 SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
 """After so slow a failure to connect, nobody tries for a while: requests would queue up behind a hanging database."""
+REFUSED_SECONDS = 0.5
+"""After a quicker failure, nobody tries for a moment: getting ready for TLS is 45 ms of work for each connection."""
 LOCK_SECONDS = 3
 
 Result = TypeVar("Result")
@@ -136,11 +138,12 @@ def autocommit() -> AbstractContextManager[Connection]:
     """Return a connection on which every statement commits itself, alive; its pool does not look (see `repeatable`)."""
     engine = db.engines[AUTOCOMMIT]
     connection = engine.connect()
+    begun = time.monotonic()
     try:
         connection.exec_driver_sql("SELECT 1")
     except DBAPIError as error:
         connection.close()
-        if not error.connection_invalidated:
+        if not _was_dead(error, begun):
             raise
         return engine.connect()
     return connection
@@ -157,7 +160,7 @@ def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
         with engine.connect() as connection:
             return work(connection)
     except DBAPIError as error:
-        if not error.connection_invalidated or time.monotonic() - begun > SLOW_SECONDS:
+        if not _was_dead(error, begun):
             raise
     with engine.connect() as connection:
         return work(connection)
@@ -174,6 +177,11 @@ def clock_offset(session: Session) -> timedelta:
 def is_deadlock(error: OperationalError) -> bool:
     """Return whether two transactions waited for each other and this one had to give way; it may be tried again."""
     return bool(error.orig and error.orig.args and error.orig.args[0] == LOCK_DEADLOCK)
+
+
+def _was_dead(error: DBAPIError, begun: float) -> bool:
+    """Return whether an error means a dead connection; one that was waited for means a hanging database."""
+    return error.connection_invalidated and time.monotonic() - begun <= SLOW_SECONDS
 
 
 def rows_matched(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:
@@ -225,18 +233,20 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
 
 
 def fail_fast(engine: Engine) -> None:
-    """After an attempt to connect that failed slowly, refuse others for a moment."""
+    """Wait for a handshake no longer than for a connection; refuse others for a moment after an attempt that failed."""
     away_until = 0.0
 
     @event.listens_for(engine, "do_connect")
-    def connect(dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: Any) -> Any:
+    def connect(dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
         nonlocal away_until
         begun = time.monotonic()
         if begun < away_until:
             raise pymysql.err.OperationalError(CR_CONN_HOST_ERROR, "The database was away a moment ago.")
         try:
-            return dialect.connect(*arguments, **named)
+            connection: Any = dialect.connect(*arguments, **{**named, "read_timeout": CONNECT_SECONDS})
         except Exception:
-            if time.monotonic() - begun > SLOW_SECONDS:
-                away_until = time.monotonic() + AWAY_SECONDS
+            failed_at = time.monotonic()
+            away_until = failed_at + (AWAY_SECONDS if failed_at - begun > SLOW_SECONDS else REFUSED_SECONDS)
             raise
+        connection._read_timeout = named["read_timeout"]  # PyMySQL has one for the handshake and all statements
+        return connection

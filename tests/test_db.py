@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -11,7 +12,16 @@ from flask import Flask
 from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 
-from registration.db import CONNECT_SECONDS, LOCK_SECONDS, autocommit, clock_offset, db, engine_options
+from registration.db import (
+    CONNECT_SECONDS,
+    LOCK_SECONDS,
+    REFUSED_SECONDS,
+    autocommit,
+    clock_offset,
+    db,
+    engine_options,
+    fail_fast,
+)
 from registration.models import Registration, RegistrationStatus
 
 from .ledgers import commit
@@ -98,3 +108,41 @@ def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_databases_clock_is_this_machines_when_it_runs_here() -> None:
     assert abs(commit(clock_offset).total_seconds()) < 2
+
+
+def test_a_database_that_refuses_connections_is_left_in_peace_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    engine = create_engine(**engine_options("mysql+pymysql://nobody@192.0.2.1/none", pool_size=1))
+    fail_fast(engine)
+
+    for tries in (1, 2):
+        for _ in range(20):
+            with pytest.raises(OperationalError):
+                engine.connect()
+        assert len(asked) == tries
+        time.sleep(REFUSED_SECONDS)
+
+
+def test_only_the_handshake_has_to_be_as_quick_as_the_connection() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no handshake")
+    with db.engine.connect() as connection:
+        assert connection.execute(text(f"SELECT SLEEP({CONNECT_SECONDS + 0.5})")).scalar_one() == 0
+
+
+def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"mysql+pymysql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+        engine = create_engine(**engine_options(url, pool_size=1))
+        fail_fast(engine)
+        begun = time.monotonic()
+        with pytest.raises(OperationalError):
+            engine.connect()
+
+    assert time.monotonic() - begun < 2 * CONNECT_SECONDS

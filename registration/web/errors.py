@@ -99,10 +99,17 @@ def _answer_http(error: HTTPException) -> Response:
 
 
 def _answer_unavailable(error: Exception) -> Response:
-    log.error("the database is unavailable", exc_info=error)
+    # Without the traceback, which is 16 KB and always the same: there may be hundreds a second.
+    log.error("the database is unavailable", extra={"error": type(error).__name__, "code": _code(error)})
     response = problem(503, "Service Unavailable", "The service is unavailable. Please try again in a few seconds.")
     response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
+
+
+def _code(error: Exception) -> int | str | None:
+    """Return the database's own code of an error, or the sentence of SQLite, which has none."""
+    cause = getattr(error, "orig", None)
+    return cause.args[0] if cause is not None and cause.args else None
 
 
 def _answer_unexpected(error: Exception) -> Response:

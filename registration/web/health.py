@@ -6,7 +6,7 @@ from alembic.runtime.migration import MigrationContext
 from flask import Blueprint, current_app
 from flask.typing import ResponseReturnValue
 
-from ..db import db
+from ..db import autocommit
 from . import access
 from .errors import RETRY_SECONDS, problem
 
@@ -24,7 +24,8 @@ def health() -> ResponseReturnValue:
 @access.public
 def ready() -> ResponseReturnValue:
     """Answer that the database is there and its schema is the one this version needs."""
-    heads = MigrationContext.configure(db.session.connection()).get_current_heads()
+    with autocommit() as connection:
+        heads = MigrationContext.configure(connection).get_current_heads()
     if set(heads) == set(current_app.extensions["schema_heads"]):
         return {"status": "ready"}
     response = problem(503, "Service Unavailable", "The database's schema is not up to date. Run the migrations.")
