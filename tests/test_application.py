@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import click
 import pytest
 from flask import Flask
 from flask_migrate import upgrade
@@ -356,6 +357,30 @@ def test_a_web_server_does_not_start_without_settings(monkeypatch: pytest.Monkey
 
     with pytest.raises(config.ConfigurationError, match="DB_CONN_STR is missing"):
         importlib.import_module("application")
+
+
+@pytest.fixture
+def as_if_for_development(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment of a developer, who has the development pin."""
+    values = environment | LINKS | {"SECRET_PIN": config.DEVELOPMENT_PIN, "MAILER": "outbox", "DEVELOPMENT": "true"}
+    for name in NAMES:
+        monkeypatch.setenv(name, values.get(name, ""))
+    monkeypatch.delitem(sys.modules, "application", raising=False)
+
+
+def test_a_web_server_is_never_one_for_development(as_if_for_development: None) -> None:
+    with pytest.raises(config.ConfigurationError, match="SECRET_PIN"):
+        importlib.import_module("application")
+
+
+def test_the_flask_command_may_be_for_development(as_if_for_development: None) -> None:
+    with click.Context(click.Command("flask")):
+        application = importlib.import_module("application").application
+
+    try:
+        assert application.config["DEVELOPMENT"] is True
+    finally:
+        dispose(application)
 
 
 def test_the_settings_decide_where_events_come_from(

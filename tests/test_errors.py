@@ -17,7 +17,8 @@ from flask import Flask, abort
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.test import TestResponse
 
 from config import WEB_THREADS
@@ -287,14 +288,19 @@ def test_while_the_database_is_down_everything_is_answered_503_and_then_goes_on_
     assert client.get(UNIQUE).json == {"count": 2}
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OperationalError("", {}, Exception("gone")), InterfaceError("", {}, Exception("gone")), PoolTimeoutError()],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_broadcast_that_has_started_is_never_answered_with_an_error(
-    client: FlaskClient, application: Flask, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, application: Flask, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     with application.app_context():
         factories.register(2)
 
     def go_away(*_: object) -> None:
-        raise OperationalError("", {}, Exception("gone"))
+        raise error
 
     monkeypatch.setattr(broadcasts, "status_of", go_away)
     response = client.post(BROADCAST, data={"secretPin": PIN, "title": "a", "contents": "b"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -10,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger, messages
-from registration.db import db
+from registration.db import db, rows_matched
 from registration.errors import InvalidVersionRangeException
 from registration.ledger import Audience, Batch
 from registration.mailers import Outcome, Verdict
@@ -55,6 +56,23 @@ def test_the_ledger_holds_every_active_registration_once(monkeypatch: pytest.Mon
     assert chunks > 2
     assert statuses(broadcast_id) == {"queued": 7}
     assert len({delivery.registration_id for delivery in lines(broadcast_id)}) == 7
+
+
+def test_of_two_who_fill_the_same_chunk_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    factories.register(3)
+    broadcast_id = factories.start_broadcast()
+    others: list[bool] = []
+
+    def overtaken(*arguments: Any) -> int:
+        monkeypatch.undo()
+        others.append(commit(ledger.fill, broadcast_id))
+        return rows_matched(*arguments)
+
+    monkeypatch.setattr(ledger, "rows_matched", overtaken)
+    own = commit(ledger.fill, broadcast_id)
+
+    assert sorted([own, *others]) == [False, True]
+    assert statuses(broadcast_id) == {"queued": 3}
 
 
 def test_who_registers_after_the_start_is_not_in_the_audience(monkeypatch: pytest.MonkeyPatch) -> None:

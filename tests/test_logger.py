@@ -139,6 +139,14 @@ def test_chatty_libraries_are_heard_only_when_something_is_wrong(file: Path) -> 
     ]
 
 
+def test_the_development_server_does_not_quote_requests(file: Path) -> None:
+    logger.configure(sys.stdout, file, readable=True)
+
+    logging.getLogger("werkzeug").error("code 400, message Bad request syntax ('GET /?secretPin=1234')")
+
+    assert file.read_text() == ""
+
+
 @given(st.emails())
 @settings(deadline=None)
 def test_nothing_of_an_address_stays_in_a_line(address: str) -> None:

@@ -8,10 +8,12 @@ import pytest
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import update
 from sqlalchemy.orm import sessionmaker
 
 from registration import pacing
 from registration.db import db
+from registration.models import Pace
 
 NOW = 1_800_000_000.0
 
@@ -62,6 +64,35 @@ def test_simultaneous_senders_share_one_rate(sessions: sessionmaker) -> None:
     for thread in threads:
         thread.join()
     assert sorted(waits) == pytest.approx([number / 10 for number in range(20)], abs=1e-5)
+
+
+def slow_down(sessions: sessionmaker, *, now: float) -> float:
+    """Slow down; return what is left of the rate."""
+    with sessions.begin() as session:
+        pacing.slow_down(session, now=now)
+        return pacing.current_rate(session, limit=1.0, now=now) / pacing.HEADROOM
+
+
+def test_the_rate_is_lowered_when_the_mail_service_asks_again_soon_but_not_for_each_call_in_flight(
+    sessions: sessionmaker,
+) -> None:
+    assert slow_down(sessions, now=NOW) == 1
+    assert slow_down(sessions, now=NOW + 0.3) == 1
+    assert slow_down(sessions, now=NOW + 0.6) == pytest.approx(pacing.LOWERED)
+    assert slow_down(sessions, now=NOW + 0.9) == pytest.approx(pacing.recovered(pacing.LOWERED, 0.3))
+    assert slow_down(sessions, now=NOW + 9.0) == 1
+
+
+def test_the_rate_is_never_lowered_to_nothing(sessions: sessionmaker) -> None:
+    with sessions.begin() as session:
+        session.execute(update(Pace).values(factor=pacing.LOWEST, throttled_at=NOW))
+
+    assert slow_down(sessions, now=NOW + 0.5) == pytest.approx(pacing.LOWEST)
+
+
+@pytest.mark.parametrize("seconds", [1_000.0, NOW])
+def test_a_lowered_rate_recovers_however_long_ago_that_was(seconds: float) -> None:
+    assert pacing.recovered(pacing.LOWEST, seconds) == 1
 
 
 @given(rate=st.floats(0.01, 10_000), largest=st.integers(1, 50))

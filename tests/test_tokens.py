@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from itsdangerous import Signer
+from itsdangerous.encoding import base64_encode
 
 from registration.errors import ExpiredLinkException, ForgedLinkException
 from registration.tokens import CONFIRMATION_LIFETIME, LONGEST_TOKEN, Tokens
@@ -51,6 +54,33 @@ def test_a_link_for_one_purpose_does_not_serve_the_other() -> None:
         TOKENS.read_opt_out(token(TOKENS.confirmation_url(PRODUCT_ID, NOW)))
     with pytest.raises(ForgedLinkException):
         TOKENS.read_confirmation(token(TOKENS.opt_out_url(PRODUCT_ID)), NOW)
+
+
+def signed(purpose: str, payload: bytes) -> str:
+    """Sign anything for a purpose, with our key."""
+    signer = Signer(OLD, salt=purpose, key_derivation="hmac", digest_method=hashlib.sha256)
+    return signer.sign(base64_encode(payload)).decode()
+
+
+IN_TIME = int(NOW.timestamp()).to_bytes(8, "big")
+
+
+def test_the_purpose_of_a_link_is_in_its_signature() -> None:
+    assert TOKENS.read_opt_out(signed("opt-out", PRODUCT_ID.bytes)) == PRODUCT_ID
+    assert TOKENS.read_confirmation(signed("confirmation", PRODUCT_ID.bytes + IN_TIME), NOW) == PRODUCT_ID
+    with pytest.raises(ForgedLinkException):
+        TOKENS.read_opt_out(signed("confirmation", PRODUCT_ID.bytes))
+    with pytest.raises(ForgedLinkException):
+        TOKENS.read_confirmation(signed("opt-out", PRODUCT_ID.bytes + IN_TIME), NOW)
+
+
+def test_a_link_holds_no_more_and_no_less_than_it_should() -> None:
+    for payload in (b"", PRODUCT_ID.bytes[:-1], PRODUCT_ID.bytes + IN_TIME):
+        with pytest.raises(ForgedLinkException):
+            TOKENS.read_opt_out(signed("opt-out", payload))
+    for payload in (b"", PRODUCT_ID.bytes, PRODUCT_ID.bytes + IN_TIME + b"\0"):
+        with pytest.raises(ForgedLinkException):
+            TOKENS.read_confirmation(signed("confirmation", payload), NOW)
 
 
 def test_a_confirmation_expires_after_seven_days() -> None:
