@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,25 @@ def test_the_health_check_asks_a_route_that_needs_no_database() -> None:
     application = Flask(__name__)
     application.register_blueprint(health.bp)
     assert application.test_client().get(VALUES[PROCESS, "HealthCheckPath"]).status_code == 200
+
+
+def test_a_command_takes_over_the_settings_of_the_sender_whatever_they_hold() -> None:
+    guide = (ROOT / "docs/operations.md").read_text()
+    (loop,) = re.findall(r"^while .* < /proc/.*/environ$", guide, re.MULTILINE)
+    (pattern,) = re.findall(r"\$\(pgrep -of '(.*)'\)", loop)
+    assert pattern in (ROOT / "Procfile").read_text()
+    settings = {"SECRET_PIN": "p\"i'n $HOME & more", "POSTAL_ADDRESS": "1 Main Street,\n Springfield", "LOG_FILE": ""}
+
+    with subprocess.Popen(["sleep", "60"], env=os.environ | settings) as sender:
+        try:
+            taken = re.sub(r"\$\(pgrep .*\)", str(sender.pid), loop)
+            program = "import json, os; print(json.dumps(dict(os.environ)))"
+            command = ["bash", "-c", f'{taken}; exec "$0" "$@"', sys.executable, "-c", program]
+            printed = subprocess.run(command, env={}, check=True, capture_output=True).stdout
+        finally:
+            sender.kill()
+
+    assert settings.items() <= json.loads(printed).items()
 
 
 def test_a_waiting_broadcast_is_cut_off_by_nobody() -> None:
