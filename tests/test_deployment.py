@@ -10,6 +10,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flask import Flask
 
 import config
 from registration import LARGEST_BODY
+from registration.db import db
 from registration.web import health
 
 ROOT = Path(__file__).parent.parent
@@ -224,6 +226,20 @@ def test_a_waiting_broadcast_is_cut_off_by_nobody() -> None:
 def test_gunicorn_has_as_many_threads_as_a_pool_has_connections() -> None:
     assert GUNICORN["worker_class"] == "gthread"
     assert GUNICORN["threads"] == config.WEB_THREADS
+
+
+def test_the_guide_tells_how_many_connections_an_instance_opens(
+    make_application: Callable[[str], Flask], sqlite_url: str
+) -> None:
+    application = make_application(sqlite_url)
+    with application.app_context():
+        web = GUNICORN["workers"] * sum(engine.pool.size() for engine in db.engines.values())
+    sender = application.extensions["sender_engine"]().pool.size()
+
+    guide = " ".join((ROOT / "docs/operations.md").read_text().split())
+    told = f"opens up to {web + sender} connections: {web} by `web`, and {sender} by `sender`"
+    assert told in guide
+    assert 3 * (web + sender) < int(re.search(r"set `max_connections` to (\d+)", guide)[1])
 
 
 def test_gunicorn_is_reached_through_nginx_alone_and_opens_no_socket_of_its_own() -> None:
