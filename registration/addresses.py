@@ -13,6 +13,8 @@ _DOTS_IGNORED = {"gmail.com": "gmail.com", "googlemail.com": "gmail.com"}
 https://support.google.com/mail/answer/7436150"""
 LONGEST_ADDRESS = 254
 """Characters of an address that fits an SMTP path (RFC 5321 section 4.5.3.1.3, erratum 1690)."""
+LONGEST_LOCAL_PART = 64
+"""Characters before the @-sign that every mail server has to take (RFC 5321 section 4.5.3.1.1)."""
 
 
 class Address(NamedTuple):
@@ -39,6 +41,10 @@ def normalise(text: str) -> Address:
         validated = validate_email(text, check_deliverability=False, allow_smtputf8=False)
     except EmailNotValidError as error:
         raise InvalidEmailException(f"The e-mail address is not valid: {error}") from error
+    if len(validated.local_part) > LONGEST_LOCAL_PART:
+        raise InvalidEmailException(
+            f"The e-mail address has more than {LONGEST_LOCAL_PART} characters before the @-sign."
+        )
     stored = text if text.isascii() else f"{validated.local_part}@{validated.ascii_domain}"
     return Address(stored=stored, key=stored.lower())
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registration.addresses import LONGEST_ADDRESS, Address, mailbox, normalise
+from registration.addresses import LONGEST_ADDRESS, LONGEST_LOCAL_PART, Address, mailbox, normalise
 from registration.errors import InvalidEmailException
 
 ATOMS = st.text("abcXYZ019!#$%&'*+-/=?^_`{|}~", min_size=1, max_size=12)
@@ -76,6 +76,14 @@ def test_an_address_of_254_characters_is_taken_and_a_longer_one_refused() -> Non
 
     with pytest.raises(InvalidEmailException, match="longer than 254"):
         normalise(f"a{longest}")
+
+
+def test_a_local_part_of_64_characters_is_taken_and_a_longer_one_refused() -> None:
+    assert normalise(f"{'a' * LONGEST_LOCAL_PART}@example.org").stored.startswith("a" * 64 + "@")
+
+    for address in (f"{'a' * 65}@example.org", f"ann+{'x' * 61}@example.org"):
+        with pytest.raises(InvalidEmailException, match="more than 64 characters before the @-sign"):
+            normalise(address)
 
 
 def test_an_address_that_only_punycode_makes_too_long_is_refused() -> None:
