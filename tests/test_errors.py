@@ -166,6 +166,15 @@ def test_a_body_of_512_kib_is_read(offline: Flask, begin: bytes, end: bytes, con
     assert (response.status_code, response.json["title"]) == (400, "InvalidEmailException")
 
 
+def test_the_longest_contents_in_another_script_fit_as_multipart_and_as_json_in_utf_8(client: FlaskClient) -> None:
+    notice = {"secretPin": PIN, "title": "Update now", "contents": "\u4f8b" * 100_000}
+    in_utf_8 = json.dumps(notice, ensure_ascii=False).encode()
+
+    assert client.post(BROADCAST, data=notice).status_code == 413
+    assert client.post(BROADCAST, data=notice, content_type="multipart/form-data").status_code == 200
+    assert client.post(BROADCAST, data=in_utf_8, content_type="application/json").status_code == 200
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/xml", ""])
 @pytest.mark.parametrize("path", [REGISTRATION, BROADCAST])
 def test_a_body_of_another_type_is_answered_415(offline: Flask, path: str, content_type: str) -> None:
