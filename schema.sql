@@ -138,6 +138,13 @@ CREATE TABLE confirmation_mail (
     INDEX ix_confirmation_mail_sent_at (sent_at)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
+-- Which variation of a mailbox's address was registered first: with a tag after a plus sign, or at Gmail with dots.
+CREATE TABLE variation (
+    mailbox VARCHAR(254) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    email_key VARCHAR(254) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    PRIMARY KEY (mailbox)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
 -- Events of the mail service; body is kept until the event has had its effect.
 CREATE TABLE feedback_event (
     id BIGINT NOT NULL AUTO_INCREMENT,

@@ -132,6 +132,16 @@ class ConfirmationMail(Base):
     sent_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class Variation(Base):
+    """Which variation of a mailbox's plain address was registered first; the plain address itself has no note."""
+
+    __tablename__ = "variation"
+    __table_args__ = (_TABLE,)
+
+    mailbox: Mapped[str] = mapped_column(ascii_string(254), primary_key=True)
+    email_key: Mapped[str] = mapped_column(ascii_string(254))
+
+
 class RegistrationCount(Base):
     """How many registrations there are up to a remembered id; one row."""
 

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from . import confirmations, versions
+from . import addresses, confirmations, versions
 from .addresses import Address
 from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
@@ -24,6 +24,7 @@ from .models import (
     RegistrationCount,
     RegistrationStatus,
     SoftBounce,
+    Variation,
 )
 from .tokens import Tokens
 
@@ -78,13 +79,14 @@ class Registrar:
 
         An installation that reports itself is remembered, and gets the product id of a known address as well;
         without one, an active address raises AlreadyRegisteredException. Who bounced is active again; who left or
-        never confirmed is asked by mail.
+        never confirmed is asked by mail, and so is a new variation of an address whose mailbox is known.
         """
+        first_status = self._first_status_of(address)
         new = {
             "product_id": product_id,
             "email": address.stored,
             "email_key": address.key,
-            "status": self._first_status,
+            "status": first_status,
             "ip_address": ip_address,
             "created_at": now,
         }
@@ -96,12 +98,20 @@ class Registrar:
                 raise AlreadyRegisteredException from error
             product_id = known_id
         else:
-            status = self._first_status
+            status = first_status
         if status is not RegistrationStatus.ACTIVE:
             repeatable(self._engine, lambda connection: _welcome_back(connection, address, now))
         if installation is not None:
             repeatable(self._engine, lambda connection: _remember(connection, address, installation, now))
         return product_id
+
+    def _first_status_of(self, address: Address) -> RegistrationStatus:
+        """Return the status with which an address begins; only a variation costs more than a look at it."""
+        if (mailbox := addresses.mailbox(address)) != address.key:
+            with self._engine.connect() as connection:
+                if _is_known(connection, mailbox, variation=address):
+                    return RegistrationStatus.UNCONFIRMED
+        return self._first_status
 
     def _insert(self, rows: Sequence[Row]) -> None:
         repeatable(self._engine, lambda connection: connection.execute(_INSERT, rows))
@@ -111,6 +121,22 @@ class Registrar:
         known = select(Registration.product_id, Registration.status).where(Registration.email_key == address.key)
         product_id, status = repeatable(self._engine, lambda connection: connection.execute(known).one())
         return product_id, status
+
+
+def _is_known(connection: Connection, mailbox: str, *, variation: Address) -> bool:
+    """Return whether a mailbox is known by its plain address or by another variation of it.
+
+    Whoever types a hundred variations of one address would else fill that mailbox with each broadcast. The note says
+    which variation came first, so that a request that is repeated meets its own note and not that of another.
+    """
+    try:
+        connection.execute(insert(Variation).values(mailbox=mailbox, email_key=variation.key))
+    except IntegrityError:
+        first = select(Variation.email_key).where(Variation.mailbox == mailbox)
+        if connection.execute(first).scalar() != variation.key:
+            return True
+    plain = select(Registration.id).where(Registration.email_key == mailbox)
+    return connection.execute(plain).first() is not None
 
 
 def _welcome_back(connection: Connection, address: Address, now: datetime) -> None:
@@ -181,6 +207,8 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     session.merge(Erasure(key_hash=tokens.fingerprints(found.email_key)[0], erased_at=now))
     for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == found.id))
+    mailbox = addresses.mailbox(Address(stored=found.email_key, key=found.email_key))
+    session.execute(delete(Variation).where(Variation.mailbox == mailbox, Variation.email_key == found.email_key))
     gone = {"email": "", "email_key": f"erased:{found.id}", "ip_address": None, "status": _ERASED}
     session.execute(update(Registration).where(Registration.id == found.id).values(**gone))
     session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))

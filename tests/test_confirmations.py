@@ -93,6 +93,67 @@ def test_variations_of_an_address_get_one_mail_a_day_between_them(
     assert len(mails(settings)) == 1
 
 
+def received(settings: dict[str, str], sender: Sender) -> list[tuple[str, str]]:
+    """Let the sender do all there is to do; return to which address each mail went, and its subject."""
+    while sender.step():
+        pass
+    files = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
+    mails = [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
+    return sorted((mail["To"], mail["Subject"]) for mail in mails)
+
+
+@pytest.mark.parametrize("left", [S.OPTED_OUT, S.COMPLAINED, S.BOUNCED, S.ACTIVE])
+def test_a_flood_of_variations_of_a_registered_address_brings_its_mailbox_one_mail(
+    client: FlaskClient, sender: Sender, settings: dict[str, str], left: RegistrationStatus
+) -> None:
+    factories.register_as("victim@gmail.com", status=left)
+    (other,) = factories.register()
+    for number in range(40):
+        email = ("v.ictim+{}@gmail.com", "victim+{}@gmail.com", "vic.tim+{}@googlemail.com")[number % 3].format(number)
+        assert client.post("/api/registration", data={"email": email}).status_code == 201
+    factories.start_broadcast("Update now")
+
+    mails = received(settings, sender)
+
+    variations = [subject for address, subject in mails if address not in ("victim@gmail.com", other)]
+    assert variations == [confirmations.compose("").subject]
+    assert [address for address, subject in mails if subject == "Update now"] == [
+        other,
+        *(["victim@gmail.com"] if left is S.ACTIVE else []),
+    ]
+
+
+@pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
+def test_of_the_variations_of_an_unknown_mailbox_the_first_is_active_and_the_rest_bring_one_mail(
+    client: FlaskClient, sender: Sender, settings: dict[str, str], form: dict[str, str]
+) -> None:
+    for number in range(40):
+        email = f"victim+{number}@example.org"
+        answers = [client.post("/api/registration", data={"email": email, **form}) for _ in range(2)]
+        assert answers[0].status_code == 201
+    factories.start_broadcast("Update now")
+
+    (confirmation, notice) = sorted(received(settings, sender), key=lambda mail: mail[1])
+
+    assert notice == ("victim+0@example.org", "Update now")
+    assert confirmation[1] == confirmations.compose("").subject
+    assert status("victim+0@example.org") is S.ACTIVE
+    assert {status(f"victim+{number}@example.org") for number in range(1, 40)} == {S.UNCONFIRMED}
+
+
+def test_the_owner_of_a_variation_gets_its_notices_after_a_click(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    factories.register_as("ann@example.org")
+    client.post("/api/registration", data={"email": "ann+clinic@example.org"})
+    sender.look()
+
+    (text,) = mails(settings)
+    client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+
+    assert status("ann+clinic@example.org") is S.ACTIVE
+
+
 def test_a_mailbox_gets_another_mail_the_next_day() -> None:
     now = datetime.now(UTC)
     for hours, expected in ((0, 1), (23, 0), (25, 1)):

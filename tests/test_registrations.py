@@ -10,14 +10,14 @@ from functools import partial
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registration import addresses, registrations
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
-from registration.models import Installation, Registration, RegistrationCount, RegistrationStatus
+from registration.models import Installation, Registration, RegistrationCount, RegistrationStatus, Variation
 from registration.registrations import InstallationReport, Registrar
 
 from . import factories
@@ -102,6 +102,53 @@ def test_a_known_address_among_simultaneous_registrations_costs_the_others_nothi
     assert isinstance(first, AlreadyRegisteredException)
     stored = dict(db.session.execute(select(Registration.email, Registration.product_id)).all())
     assert others == [stored[email] for email in emails[1:]]
+
+
+def test_a_repeated_request_for_the_first_variation_of_a_mailbox_completes_what_a_lost_one_began() -> None:
+    db.session.execute(insert(Variation).values(mailbox="ann@example.org", email_key="ann+clinic@example.org"))
+    db.session.commit()
+    emails = ["ann+other@example.org", "ann+clinic@example.org"]
+
+    for email in emails:
+        register(email)
+
+    stored = dict(db.session.execute(select(Registration.email, Registration.status)).all())
+    assert [stored[email] for email in emails] == [RegistrationStatus.UNCONFIRMED, RegistrationStatus.ACTIVE]
+
+
+def test_of_simultaneous_variations_of_a_mailbox_one_is_active() -> None:
+    emails = [f"ann+{number}@example.org" for number in range(8)]
+
+    simultaneously([partial(register, email) for email in emails])
+
+    statuses = db.session.execute(select(Registration.status)).scalars().all()
+    assert sorted(statuses) == [RegistrationStatus.ACTIVE] + [RegistrationStatus.UNCONFIRMED] * 7
+
+
+def test_a_plain_address_costs_one_statement_and_leaves_no_note() -> None:
+    statements: list[str] = []
+    engine = db.engines["autocommit"]
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+
+    register("ann@example.org")
+
+    assert [statement.split()[0] for statement in statements] == ["INSERT"]
+    assert db.session.execute(select(Variation.mailbox)).scalars().all() == []
+
+
+def test_erasing_the_first_variation_of_a_mailbox_removes_its_note_and_no_other() -> None:
+    for email in ("ann+1@example.org", "ann+2@example.org", "bob+1@example.org"):
+        register(email)
+
+    def erase(email: str) -> None:
+        tokens = current_app.extensions["tokens"]
+        registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
+        db.session.commit()
+
+    erase("ann+2@example.org")
+    assert len(db.session.execute(select(Variation)).scalars().all()) == 2
+    erase("ann+1@example.org")
+    assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
 
 
 def simultaneously(calls: list[Callable[[], object]]) -> list[object]:

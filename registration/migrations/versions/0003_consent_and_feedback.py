@@ -49,6 +49,13 @@ def upgrade() -> None:
         **TABLE,
     )
     op.create_index("ix_confirmation_mail_sent_at", "confirmation_mail", ["sent_at"])
+    op.create_table(
+        "variation",
+        sa.Column("mailbox", ascii_string(254), nullable=False),
+        sa.Column("email_key", ascii_string(254), nullable=False),
+        sa.PrimaryKeyConstraint("mailbox", name="pk_variation"),
+        **TABLE,
+    )
     with op.batch_alter_table("broadcast") as broadcast:
         broadcast.add_column(sa.Column("html", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")))
         broadcast.add_column(sa.Column("versions", sa.String(200)))
@@ -80,7 +87,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("feedback_event", "confirmation_mail", "confirmation_request", "erasure", "soft_bounce"):
+    for table in ("feedback_event", "variation", "confirmation_mail", "confirmation_request", "erasure", "soft_bounce"):
         op.drop_table(table)
     with op.batch_alter_table("delivery") as delivery:
         delivery.drop_index("ix_delivery_message_id")
