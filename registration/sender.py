@@ -390,7 +390,7 @@ class Sender:
         self.stopping.wait(wait)
         for confirmation in due:
             message = confirmations.compose(self.confirmation_url(confirmation.product_id, now))
-            (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email)])
+            (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
             if outcome.verdict in (Verdict.THROTTLED, Verdict.HELD):
                 with self.sessions.begin() as session:
                     confirmations.give_back(session, confirmation, self.now())

@@ -9,13 +9,14 @@ from email import message_from_bytes, policy
 from pathlib import Path
 
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
 from registration import confirmations
 from registration.db import autocommit, db
 from registration.mailers import Outcome, Verdict
+from registration.mailers.letters import STOP
 from registration.models import Registration, RegistrationStatus
 from registration.sender import Sender
 
@@ -78,6 +79,24 @@ def test_who_left_stays_out_until_the_one_mail_is_confirmed(
     assert status(email) is left
     assert client.post(path).status_code == 200
     assert status(email) is S.ACTIVE
+
+
+def test_the_owner_can_also_say_no_by_the_footer_or_in_the_mail_program(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    sender.look()
+
+    (file,) = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
+    mail = message_from_bytes(file.read_bytes(), policy=policy.default)
+    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+
+    assert mail["List-Unsubscribe"] == f"<{link}>"
+    assert f"{STOP}: {link}" in mail.get_body(("plain",)).get_content()
+    assert f'href="{link}"' in mail.get_body(("html",)).get_content()
+    assert client.post(link.removeprefix("http://127.0.0.1:5000")).status_code == 200
+    assert status(email) is S.OPTED_OUT
 
 
 def test_variations_of_an_address_get_one_mail_a_day_between_them(
