@@ -207,6 +207,8 @@ def test_a_letter_says_why_one_gets_it_from_whom_and_how_to_stop() -> None:
         ("<HTML><BODY><p></body></p>Own</BODY></HTML>\n", "</div></BODY></HTML>\n"),
         ("<html><p>Own</html>", "</div></html>"),
         ("<body><p>Own", "</div>"),
+        ("<body>Own</body></html><!-- </body> -->", "</div></body></html><!-- </body> -->"),
+        ("<body>Own</body><style>/*</body>*/</style>", "</div></body><style>/*</body>*/</style>"),
     ],
 )
 def test_a_whole_document_keeps_its_own_looks_and_gets_the_footer_at_its_end(html: str, end: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from registration import ROOT, messages
+from registration.mailers.letters import STOP
 
 from . import chromium, factories
 
@@ -126,6 +127,35 @@ def test_every_word_of_a_mail_can_be_read(page: Page) -> None:
 
 def test_a_mail_never_scrolls_sideways(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<style>p, div, a, span { display: none }</style><h1>Own</h1>",
+        "<style>* { visibility: hidden } div { opacity: 0; font-size: 0 }</style><h1>Own</h1>",
+        "<html><style>p { display: none } div { display: none } a { display: none }</style><body>Own</body></html>",
+        "<html><body>Own</body></html><!-- </body> --><!--[if mso]></body><![endif]-->",
+        "<html><body>Own<script>'</body>'</script></body><style></body></style></html>",
+        "<html><title></body></title><body>Own<!-- -- > </body> --></html>",
+        "<html><body>Own<a title='</body>'>link</a><textarea></body></textarea></html>",
+        "<html><body style='background: #000; color: #fff'>Own</body></html>",
+        "<html><style>body { background: #101418; color: #dde } a { color: #8cf }</style><body>Own</body></html>",
+    ],
+)
+def test_the_opt_out_link_can_be_seen_below_html_of_ones_own(browser: Browser, html: str) -> None:
+    page = browser.new_page(viewport={"width": 600, "height": 600})
+    page.set_content(factories.letterhead().write(messages.compose("Title", "x", html)).html.with_link("https://e"))
+
+    link = page.get_by_role("link", name=STOP)
+    box = link.bounding_box()
+
+    assert link.is_visible()
+    assert link.evaluate("link => getComputedStyle(link).opacity") == "1"
+    assert box is not None
+    assert box["height"] > 10
+    assert [tag for tag, contrast in page.evaluate(CONTRAST) if tag in ("DIV", "A") and contrast < 4.5] == []
+    page.close()
 
 
 def test_a_line_without_a_break_wraps_on_a_phone(browser: Browser) -> None:

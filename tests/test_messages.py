@@ -61,6 +61,22 @@ def test_other_contents_stay_as_they_were_written(contents: str) -> None:
     assert compose("x", contents).text == contents
 
 
+@pytest.mark.parametrize(
+    ("html", "where"),
+    [
+        ("<p>Text</p><!-- ", "a comment"),
+        ("<html><body>Text</body></html><!--", "a comment"),
+        ("<p>Text</p><a href='x", "a tag"),
+        ("<style>p{}", "<style>"),
+        ("<p>Text<textarea></p>", "<textarea>"),
+        ("<xmp>Text", "<xmp>"),
+    ],
+)
+def test_html_that_would_swallow_the_opt_out_link_is_refused(html: str, where: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match=f"html ends inside {where}. Close it"):
+        compose("x", "x", html)
+
+
 @given(st.text(), st.text())
 @settings(deadline=None)
 def test_a_message_never_starts_another_header_or_holds_nul(title: str, contents: str) -> None:

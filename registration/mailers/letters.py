@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
+from .. import markup
 from ..messages import Message
 
 PROJECT = "OpenEMR security and update notices"
@@ -31,6 +32,12 @@ LONGEST_LINK = 900
 
 _FONT = "-apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 _MONOSPACE = "Consolas, Menlo, 'DejaVu Sans Mono', monospace"
+_LINK_COLOUR = "#0f5c94"
+_SHOWN = (
+    "display: block !important; visibility: visible !important; opacity: 1 !important; font-size: 13px !important;"
+    " color: inherit;"
+)
+"""A style sheet of the board's own must not hide the opt-out link by accident."""
 _STYLES = {
     "h1": "margin: 0 0 16px; font-size: 25px; line-height: 1.3; color: #10212f;",
     "h2": "margin: 28px 0 12px; font-size: 20px; line-height: 1.35; color: #10212f;",
@@ -39,7 +46,7 @@ _STYLES = {
     "ul": "margin: 0 0 16px; padding-inline-start: 24px;",
     "ol": "margin: 0 0 16px; padding-inline-start: 24px;",
     "li": "margin: 0 0 6px;",
-    "a": "color: #0f5c94; text-decoration: underline;",
+    "a": f"color: {_LINK_COLOUR}; text-decoration: underline;",
     "blockquote": "margin: 0 0 16px; padding: 12px 16px 1px; border-inline-start: 4px solid #0f5c94; color: #46535f;",
     "code": f"padding: 1px 5px; border-radius: 4px; background: #eef1f4; font: 14px/1.5 {_MONOSPACE};",
     "hr": "margin: 24px 0; border: 0; border-top: 1px solid #dce1e6;",
@@ -52,9 +59,6 @@ _PRE = f"""margin: 0 0 16px; padding: 12px 14px; border-radius: 6px; background:
  font: 14px/1.5 {_MONOSPACE}; white-space: pre-wrap; overflow-wrap: anywhere;""".replace("\n", "")
 _LINK_PLACE = "\0"
 """Stands for the link while a part is written; no message holds it."""
-_DOCUMENT = re.compile(r"<!doctype\s+html|<html[\s>]|<body[\s>]|</body\s*>|</html\s*>", re.IGNORECASE)
-_END = re.compile(r"</body\s*>", re.IGNORECASE)
-_END_OF_DOCUMENT = re.compile(r"</html\s*>", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"https?://[^/]|mailto:[^?]", re.IGNORECASE)
 _IN_A_HEADER = re.compile(r"[!#-%(-;=?-~]+")
 """Printable ASCII without space, and without what HTML escapes."""
@@ -124,8 +128,8 @@ class Letterhead:
     def write(self, message: Message) -> Letter:
         """Return the letter that says a message: text as it was written, and HTML, each with the footer."""
         note = NO_LINK if message.is_test else ""
-        values = {"why": WHY, "stop": STOP, "note": note, "postal_address": self.postal_address}
-        footer = _templates.get_template("footer.html").render(values, link=_LINK_PLACE)
+        footer = {"why": WHY, "stop": STOP, "note": note, "postal_address": self.postal_address}
+        footer |= {"link": _LINK_PLACE, "shown": _SHOWN}
         address = f"\n\n{self.postal_address}" if self.postal_address else ""
         end = f"{f' {note}' if note else ''}{address}\n"
         return Letter(
@@ -148,19 +152,20 @@ def render(text: str) -> str:
     return str(_markdown.renderer.render(tokens, _markdown.options, {}))
 
 
-def _html(message: Message, footer: str) -> str:
-    own = message.html
-    if own is not None and _DOCUMENT.search(own):
-        ends = [*_END.finditer(own)] or [*_END_OF_DOCUMENT.finditer(own)]
-        at = ends[-1].start() if ends else len(own)
-        return f'{own[:at]}<div style="padding: 16px; font: 13px/1.6 {_FONT};">{footer}</div>{own[at:]}'
+def _html(message: Message, footer: dict[str, str]) -> str:
+    own, words = message.html, _templates.get_template("footer.html")
+    if own is not None and (read := markup.read(own)).is_document:
+        # The page may be a dark one: its own colours can be read on it.
+        end = words.render(footer, link_colour="inherit")
+        style = f"{_SHOWN} padding: 16px; font: 13px/1.6 {_FONT};"
+        return f'{own[: read.end]}<div style="{style}">{end}</div>{own[read.end :]}'
     body = render(message.text) if own is None else own
     return _templates.get_template("notice.html").render(
         subject=message.subject,
         project=PROJECT,
         font=Markup(_FONT),  # noqa: S704  ours
         body=Markup(body),  # noqa: S704  rendered without anybody's HTML, or the board's own
-        footer=Markup(footer),  # noqa: S704  of our template
+        footer=Markup(words.render(footer, link_colour=_LINK_COLOUR)),  # noqa: S704  of our template
     )
 
 

@@ -12,6 +12,7 @@ from registration import ROOT
 
 LEVELS = {
     "registration.errors": 0,
+    "registration.markup": 0,
     "registration.addresses": 1,
     "registration.messages": 1,
     "registration.tokens": 1,
@@ -47,7 +48,8 @@ LEVELS = {
     "application": 10,
 }
 """A module imports only from lower levels, or inside its own package. Settings and logging are set up at the top."""
-LEAVES = {f"registration.{name}" for name in ("errors", "addresses", "messages", "versions", "mailers", "tokens")}
+LEAVES = {f"registration.{name}" for name in ("errors", "addresses", "markup", "messages", "versions", "mailers")}
+LEAVES |= {"registration.tokens"}
 EDGE = {"registration", "registration.web", "registration.cli", "registration.db", "logger", "application"}
 EDGE |= {"registration.registrations_cli"}
 WEB = {"flask", "flask_babel", "flask_sqlalchemy", "flask_migrate", "werkzeug"}

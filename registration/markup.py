@@ -1,0 +1,57 @@
+"""HTML that somebody else wrote, read as a browser reads it: what is a tag there, and what only looks like one.
+
+Python's own parser takes other things than browsers for the end of a comment, of a style sheet or of a declaration,
+and in each version different ones.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes", "plaintext"}
+"""Elements in which nothing is a tag but their own end."""
+_OPENING = re.compile(r"<(?=[a-z/!?])", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"""
+      <!-- (?: -?> | .*? --!?> )                       # a comment; `<!-->` is one too
+    | < (?: (?P<doctype> !doctype ) | (?! !-- ) [!?] | / (?! [a-z] ) ) [^>]* >
+    | < (?P<slash> /? ) (?P<name> [a-z] [^\t\n\f\r\ />]*+ )
+      (?: = [\t\n\f\r\ ]*+ (?: "[^"]*+" | '[^']*+' | (?! ["'] ) ) | [^=>] )*+ >
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+"""Comments, declarations and tags: https://html.spec.whatwg.org/multipage/parsing.html#tokenization"""
+
+
+@dataclass
+class Reading:
+    """What is known of HTML after reading it.
+
+    `end` is where something can be put in as the last of its body. `unfinished` says what it ends in the middle of,
+    such as `a comment`, in which nothing that follows is shown; empty if in nothing.
+    """
+
+    end: int
+    is_document: bool = False
+    unfinished: str = ""
+
+
+def read(html: str) -> Reading:
+    """Find out whether HTML is a whole document or a fragment, and where and how it ends."""
+    reading, position, ends = Reading(end=len(html)), 0, {"body": -1, "html": -1}
+    while opening := _OPENING.search(html, position):
+        if (found := _MARKUP.match(html, opening.start())) is None:
+            reading.unfinished = "a comment" if html.startswith("<!--", opening.start()) else "a tag"
+            break
+        position, name = found.end(), (found["name"] or "").lower()
+        reading.is_document |= name in ends or found["doctype"] is not None
+        if found["slash"] and name in ends:
+            ends[name] = found.start()
+        elif not found["slash"] and name in _RAW_TEXT:
+            if (closing := re.compile(rf"</{name}(?=[\t\n\f\r />])", re.IGNORECASE).search(html, position)) is None:
+                reading.unfinished = f"<{name}>"
+                break
+            position = closing.start()
+    reading.end = next((end for end in ends.values() if end >= 0), len(html))
+    return reading
