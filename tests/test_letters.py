@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,47 @@ titles = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min
     lambda title: title == title.strip() != "" and "=?" not in title
 )
 texts = st.text(_written, min_size=1).filter(str.strip)
+_MARKS = [
+    ">",
+    "> ",
+    "- ",
+    "* ",
+    "1. ",
+    "#",
+    " ",
+    "    ",
+    "\t",
+    "\n",
+    "\n\n",
+    "|",
+    "\n|-|-|\n",
+    "---\n",
+    "=\n",
+    "```\n",
+    "~~~\n",
+]
+_MARKS += [
+    " `",
+    "[",
+    "]",
+    "](",
+    ")",
+    "![",
+    "*",
+    "_",
+    "**",
+    "\n[1]: https://open-emr.org/",
+    "\\",
+    "&",
+    "<",
+    "<!--",
+    "-->",
+]
+
+
+def _repeated(mark_and_number: tuple[str, int]) -> str:
+    mark, number = mark_and_number
+    return mark * number
 
 
 class Shown(HTMLParser):
@@ -156,6 +199,40 @@ def test_markdown_becomes_html_with_its_styles_in_each_tag() -> None:
     assert '<h1 style="' in html
     assert "<strong>bold</strong>" in html
     assert all(f'<{tag} style="' in html for tag in ("p", "code", "ul", "li", "table", "th", "td"))
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from(["WORD"] * 10 + _MARKS) | st.tuples(st.sampled_from(_MARKS), st.integers(2, 60)).map(_repeated),
+        min_size=1,
+        max_size=60,
+    )
+)
+@example(pieces=[">" * 99_000, " ", "WORD"])
+@example(pieces=["- " * 49_000, "WORD"])
+@example(pieces=["1. > " * 15_000, "WORD"])
+@example(pieces=["\n".join(f"{'  ' * depth}- WORD" for depth in range(100))])
+@example(pieces=["[" * 90, "WORD", "](" * 90, "WORD"])
+@example(pieces=["WORD\n\n[1]: https://open-emr.org/WORD\n[2]: <WORD> 'WORD'\n\nWORD"])
+@example(pieces=["| WORD | WORD |\n|---|---|\n| WORD | WORD | WORD | WORD |\n|| WORD | WORD\n"])
+@example(pieces=["~~~ WORD WORD ~~~\nWORD"])
+@example(pieces=["~~~WORD~~~\n~~~\nWORD"])
+@hypothesis_settings(deadline=None, max_examples=300)
+def test_no_word_of_the_contents_is_missing_from_the_html_part(pieces: list[str]) -> None:
+    numbers = count()
+    contents = re.sub("WORD", lambda _: f"w{next(numbers)}x", "".join(pieces))
+
+    shown = Shown(render(contents)).text
+
+    assert [word for word in re.findall(r"w\d+x", contents) if word not in shown] == []
+
+
+@pytest.mark.parametrize("mark", [">", "- "])
+def test_what_is_nested_too_deep_for_a_phone_is_text(mark: str) -> None:
+    html = render(mark * 30 + "Text")
+
+    assert html.count("<blockquote") + html.count("<ul") == 5
+    assert Shown(html).text.strip() == f"{mark * 25}Text"
 
 
 def test_plain_text_keeps_its_lines_and_its_indentation_is_no_code() -> None:

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, blockquote, list_block, table
+from markdown_it.rules_block.table import escapedSplit, getLine
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
@@ -62,6 +64,12 @@ _LINK_PLACE = "\0"
 _ABSOLUTE = re.compile(r"https?://[^/]|mailto:[^?]", re.IGNORECASE)
 _IN_A_HEADER = re.compile(r"[!#-%(-;=?-~]+")
 """Printable ASCII without space, and without what HTML escapes."""
+
+_LANGUAGE = re.compile(r"[\w+#.-]*")
+"""What follows a fence and says in which language the code is."""
+_DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
+"""Levels at which no quote and no list begins any more; a quote is one level, and a list two."""
+BlockRule = Callable[[StateBlock, int, int, bool], bool]
 
 _templates = Environment(loader=FileSystemLoader(Path(__file__).parent.parent / "templates" / "mail"), autoescape=True)
 
@@ -175,14 +183,45 @@ def _split(html: str) -> Part:
 
 
 def _fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
-    return f'<pre style="{_PRE}">{escape(tokens[index].content)}</pre>\n'
+    """Return what is between fences, below what follows the first of them if that is more than a language's name."""
+    info, code = tokens[index].info.strip(), f'<pre style="{_PRE}">{escape(tokens[index].content)}</pre>\n'
+    return code if _LANGUAGE.fullmatch(info) else f'<p style="{_STYLES["p"]}">{escape(info)}</p>\n{code}'
+
+
+def _down_to(level: int, rule: BlockRule) -> BlockRule:
+    """Return a rule that leaves what is nested deeper for text."""
+    return lambda state, start, end, silent: state.level < level and rule(state, start, end, silent)
+
+
+def _read_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+    """Read a table; what is beyond the last column of its head, which Markdown drops, goes into the last cell."""
+    before = len(state.tokens)
+    found = table(state, start, end, silent)
+    cells = [(token.map[0], token) for token in state.tokens[before:] if token.type == "inline" and token.map]
+    width = sum(line == start for line, _ in cells)
+    for line, last_cell in dict(cells).items():
+        row = escapedSplit(getLine(state, line).strip().removeprefix("|"))
+        if len(row) > width and (rest := " | ".join(filter(None, map(str.strip, row[width:])))):
+            last_cell.content += f" | {rest}"
+    return found
 
 
 def _create_markdown() -> MarkdownIt:
+    """Build a Markdown of which no text is lost.
+
+    The preset drops what is nested more than twenty deep, and what looks like the definition of a link; and on a
+    phone, what is nested half as deep has no room left.
+    """
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "linkify": True})
-    markdown.enable(["table", "linkify"]).disable("code")
+    markdown.enable(["table", "linkify"]).disable(["code", "reference"])
     markdown.validateLink = lambda url: bool(_ABSOLUTE.match(url))  # type: ignore[method-assign]
     markdown.add_render_rule("fence", _fence)
+    blocks = markdown.block.ruler
+    blocks.at(
+        "blockquote", _down_to(_DEEPEST_QUOTE, blockquote), {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    )
+    blocks.at("list", _down_to(_DEEPEST_LIST, list_block), {"alt": ["paragraph", "reference", "blockquote"]})
+    blocks.at("table", _read_table, {"alt": ["paragraph", "reference"]})
     linkify: Any = markdown.linkify
     linkify.set({"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
     return markdown
