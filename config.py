@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -27,6 +28,7 @@ WEB_THREADS = 8
 """Threads of one gunicorn worker, and therefore connections in each of its two pools."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+_HOST_AND_PORT = re.compile(r"([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 _RESERVED_DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mysql+pymysql", "mariadb+pymysql": "mysql+pymysql"}
 
 
@@ -238,6 +240,8 @@ def _read_one(declared: Any, text: str, default: Any, problems: list[str]) -> An
         problems.append(f"{declared.name} must be one of: {', '.join(choices)}.")
     if declared.name == "DB_CONN_STR":
         return _database_url(text, problems)
+    if declared.name == "PUBLIC_URL":
+        return _public_url(text, problems)
     if declared.name in {"SES_SENDER", "SES_REPLY_TO"} and not _is_address(text):
         problems.append(f"{declared.name} must be an e-mail address.")
     longest = {"SES_SENDER_NAME": 60, "POSTAL_ADDRESS": 300}.get(declared.name)
@@ -289,6 +293,24 @@ def _database_url(text: str, problems: list[str]) -> str:
     return url.set(drivername=driver).render_as_string(hide_password=False)
 
 
+def _public_url(text: str, problems: list[str]) -> str:
+    """Return the URL with its scheme in lower case and without a slash at its end.
+
+    Links in mails are this and a path: whatever else it held would break all of them, and only then be noticed.
+    """
+    bare = text.removesuffix("/")
+    try:
+        parts = urlsplit(bare)
+        url = f"{parts.scheme}://{parts.netloc}"
+        is_usable = parts.scheme in {"http", "https"} and parts.port != 0 and _HOST_AND_PORT.fullmatch(parts.netloc)
+    except ValueError:
+        is_usable = None
+    if not is_usable or url.lower() != bare.lower():
+        problems.append("PUBLIC_URL must be a URL such as https://reg.example.org: a host in ASCII, and no path.")
+        return text
+    return url
+
+
 def _contradictions(config: Config) -> list[str]:
     """Say what is missing or unsafe in settings that are well formed one by one."""
     problems = _missing(config) + ([] if config.DEVELOPMENT else _weaknesses(config))
@@ -318,7 +340,7 @@ def _missing(config: Config) -> list[str]:
 
 def _weaknesses(config: Config) -> list[str]:
     problems = _weaknesses_of_pin(config.SECRET_PIN)
-    if config.PUBLIC_URL and not (config.PUBLIC_URL.startswith("https://") and urlsplit(config.PUBLIC_URL).hostname):
+    if config.PUBLIC_URL.startswith("http://"):
         problems.append("PUBLIC_URL must begin with https:// and name a host.")
     keys = [key.strip() for key in config.TOKEN_KEYS.split(",")]
     if DEVELOPMENT_KEY in keys:

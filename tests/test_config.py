@@ -13,6 +13,8 @@ from sqlalchemy.engine import URL, make_url
 import config
 from config import DEVELOPMENT_PIN, SHORTEST_PIN, ConfigurationError
 
+from . import factories
+
 COMPLETE = {
     "DB_CONN_STR": "mysql+pymysql://user:password@host/registration",
     "SECRET_PIN": "correct horse",
@@ -259,6 +261,57 @@ def test_feedback_needs_a_queue_that_can_be_one(changes: dict[str, str], sentenc
     (problem,) = problems(COMPLETE | changes)
 
     assert problem.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://[bad",
+        "https://reg.example.org:port",
+        "https://reg.example.org:70000",
+        "https://reg.example.org:0",
+        "https://reg.example.org:",
+        "https://",
+        "https:reg.example.org",
+        "reg.example.org",
+        "ftp://reg.example.org",
+        "https://reg.example.org/path",
+        "https://reg.example.org//",
+        "https://reg.example.org?query",
+        "https://reg.example.org/?",
+        "https://reg.example.org#fragment",
+        "https://user:password@reg.example.org",
+        "https://@reg.example.org",
+        "https://r\u00e9g.example.org",
+        "https://reg example.org",
+        "https://reg.exam\nple.org",
+        "https://reg.example.org\\x",
+        'https://reg.example.org"><b>',
+    ],
+)
+def test_what_would_break_every_link_is_no_public_url(url: str) -> None:
+    for development in (False, True):
+        (problem,) = problems(COMPLETE | {"PUBLIC_URL": url}, development=development)
+        assert problem.startswith("PUBLIC_URL must be a URL such as https://reg.example.org")
+
+
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("https://reg.example.org/", "https://reg.example.org"),
+        ("HTTPS://Reg.example.org:8443", "https://Reg.example.org:8443"),
+        ("https://192.0.2.1", "https://192.0.2.1"),
+        ("https://[2001:db8::1]:443/", "https://[2001:db8::1]:443"),
+    ],
+)
+def test_the_public_url_is_the_beginning_of_links(url: str, taken: str) -> None:
+    read = config.read(COMPLETE | {"PUBLIC_URL": url})
+
+    assert taken == read.PUBLIC_URL
+    assert factories.letterhead(public_url=read.PUBLIC_URL).link(None) == taken
+    assert problems(COMPLETE | {"PUBLIC_URL": url.lower().replace("https", "http", 1)}) == [
+        "PUBLIC_URL must begin with https:// and name a host."
+    ]
 
 
 def test_links_in_the_mails_of_development_lead_to_its_own_port() -> None:
