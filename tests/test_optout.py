@@ -77,6 +77,33 @@ def test_a_forged_link_gets_a_friendly_page(client: FlaskClient, call: str) -> N
     assert "This link does not work" in answer.text
 
 
+@pytest.mark.parametrize("start", ["/opt-out", "/confirm"])
+@pytest.mark.parametrize(
+    "end", ["", "/", "/x/", "/x/y", "/x/y/z", f"/{'x' * 101}", f"/{'x' * 5000}/undo", "/x%2Fy", "/x/undo/"]
+)
+def test_a_link_that_was_cut_off_or_made_longer_gets_the_same_page(client: FlaskClient, start: str, end: str) -> None:
+    for call in (client.get, client.post):
+        answer = call(start + end)
+
+        assert (answer.status_code, answer.mimetype) == (404, "text/html")
+        assert "This link does not work" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("status", "title"), [(S.ACTIVE, "OpenEMR&#39;s notices"), (S.OPTED_OUT, "You get no more mail")]
+)
+def test_the_address_of_a_page_that_was_posted_can_be_opened_again(
+    client: FlaskClient, status: RegistrationStatus, title: str
+) -> None:
+    factories.register(status=status)
+
+    assert f'action="{path()}"' in client.get(f"{path()}/erase").text.partition("Go back")[0].rpartition("<form")[2]
+    for page in ("", "/undo", "/erase"):
+        assert client.get(path() + page).status_code == 200
+    assert title in client.get(f"{path()}/undo").text
+    assert row().status is status
+
+
 def test_an_expired_confirmation_and_a_foreign_registration_say_so(client: FlaskClient) -> None:
     factories.register()
     assert client.post(path("confirm")).status_code == 410

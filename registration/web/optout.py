@@ -63,6 +63,7 @@ def init_app(application: Flask) -> None:
     )
 
 
+@bp.get(f"/opt-out/{_TOKEN}/undo")
 @bp.get(f"/opt-out/{_TOKEN}")
 @access.public
 def show(token: str) -> ResponseReturnValue:
@@ -133,6 +134,18 @@ def confirm(token: str) -> ResponseReturnValue:
     registrations.confirm(db.session(), product_id)
     db.session.commit()
     return _answer(_confirmed(product_id))
+
+
+@bp.route("/opt-out", methods=["GET", "POST"])
+@bp.route("/opt-out/", methods=["GET", "POST"])
+@bp.route("/opt-out/<path:_>", methods=["GET", "POST"])
+@bp.route("/confirm", methods=["GET", "POST"])
+@bp.route("/confirm/", methods=["GET", "POST"])
+@bp.route("/confirm/<path:_>", methods=["GET", "POST"])
+@access.public
+def refuse_mutilated(_: str = "") -> ResponseReturnValue:
+    """Answer a link that a mail program cut off, or made longer, like any other that is not one of ours."""
+    raise ForgedLinkException
 
 
 @bp.get("/opt-out.css")
