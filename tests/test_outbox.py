@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import uuid
 from email import message_from_bytes
+from email.header import decode_header, make_header
 from email.message import EmailMessage
 from email.policy import default
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from registration import messages
+from registration.errors import InvalidEmailMessageException
 from registration.mailers import Recipient, Verdict
 from registration.mailers.outbox import OutboxMailer
-from registration.messages import Message
+from registration.messages import LONGEST_TITLE, Message
 
 from . import factories
 
@@ -82,6 +85,27 @@ def test_sending_a_delivery_again_replaces_its_file(tmp_path: Path) -> None:
         mailer.send(MESSAGE, [Recipient(1, "ann@example.org")])
 
     assert len(read(tmp_path)) == 1
+
+
+@given(title=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=LONGEST_TITLE))
+@example(title="\u00e9 " * 100)
+@example(title="Ein Loch  in  \u00dcbertragung   wird geschlossen, bitte heute noch " + "\U0001f6a8 " * 60)
+@example(title="a " * 100)
+@example(title="\u05e2\u05d3\u05db\u05e0\u05d5 " * 20)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+def test_the_title_is_what_was_written_and_in_short_lines_of_ascii(tmp_path: Path, title: str) -> None:
+    try:
+        message = messages.compose(title, "Text")
+    except InvalidEmailMessageException:
+        return
+    OutboxMailer(tmp_path, factories.letterhead()).send(message, [Recipient(1, "ann@example.org")])
+
+    (file,) = tmp_path.glob("*.eml")
+    raw = file.read_bytes()
+    assert message_from_bytes(raw, policy=default)["Subject"] == message.subject
+    assert str(make_header(decode_header(message_from_bytes(raw)["Subject"]))) == message.subject
+    lines = raw.partition(b"Subject: ")[2].partition(b"\r\nDate: ")[0].split(b"\r\n")
+    assert all(len(line) <= 78 and line.isascii() for line in lines)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cc", "Cs"], include_characters="\t\n"), min_size=1))

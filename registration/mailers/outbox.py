@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from email.header import Header
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from email.utils import format_datetime, localtime, make_msgid
@@ -17,21 +18,31 @@ from .letters import Letterhead
 
 FEEDBACK_ID = "openemr-notices"
 _LONGEST_NAME = 200
+_PLAIN_TITLE = 60
+"""Characters of an ASCII title that fits a line."""
 _UNUSUAL = re.compile(r"[^\w.@+-]", re.ASCII)
 
 
 class _Policy(EmailPolicy):
-    """SMTP's, but a link stays whole: Python would encode one that is longer than a line, and no program knew it."""
+    """SMTP's, but two headers are written as their readers need them.
+
+    A link stays whole: Python would encode one that is longer than a line, and no program knew it. And a title is
+    encoded as one text (RFC 2047 section 6.2 drops the white space between two encoded words): Python encodes word by
+    word, and loses spaces between them.
+    """
 
     def fold(self, name: str, value: str) -> str:
         """Return a header as it is written, in lines."""
         if name == "List-Unsubscribe":
             return f"{name}: {value}{self.linesep}"
+        if name == "Subject" and not (value.isascii() and len(value) <= _PLAIN_TITLE and "=?" not in value):
+            words = Header(str(value), "utf-8", header_name=name).encode(linesep=self.linesep)
+            return f"{name}: {words}{self.linesep}"
         return str(super().fold(name, value))
 
     def fold_binary(self, name: str, value: str) -> bytes:
         """Return a header as it is written, in bytes."""
-        if name == "List-Unsubscribe":
+        if name in {"List-Unsubscribe", "Subject"}:
             return self.fold(name, value).encode("ascii")
         return bytes(super().fold_binary(name, value))
 
