@@ -14,8 +14,8 @@ LONGEST_CONTENTS = 100_000
 LONGEST_HTML = 200_000
 TEST_MARK = "[TEST] "
 _LINE_BREAKERS = {"Cc", "Zl", "Zp"}
-_ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[bq]\?[^?\s]*\?=", re.IGNORECASE)
-"""What mail programs decode in a header, line breaks and all (RFC 2047 section 2)."""
+_ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*?\?=", re.IGNORECASE)
+"""What mail programs decode in a header, line breaks and all: also with spaces, which RFC 2047 section 2 forbids."""
 _ALLOWED_CONTROLS = "\t\n\r"
 
 

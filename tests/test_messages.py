@@ -39,6 +39,20 @@ def test_a_title_is_one_line_without_control_characters(breaker: str) -> None:
         compose(f"a{breaker}Bcc: bob@example.org", "x")
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["=?utf-8?q?x?=", "=?utf-8?q?Hi there?=", "=?UTF-8?B?SGk=?=", "=?utf-8*en?Q?a?b?=", "=?utf 8?q?x?=", "=??q??="],
+)
+def test_a_title_holds_no_encoded_word(word: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="encoded word"):
+        compose(f"Update {word} now", "x")
+
+
+@pytest.mark.parametrize("title", ["What=?", "a =? b ?= c", "=?x?=", "why=?what?n?=", "=?q?="])
+def test_a_title_may_hold_what_only_begins_like_one(title: str) -> None:
+    assert compose(title, "x").subject == title
+
+
 @pytest.mark.parametrize("contents", ["x", "x" * LONGEST_CONTENTS, "\u20ac" * LONGEST_CONTENTS])
 def test_contents_have_1_to_100000_characters(contents: str) -> None:
     assert compose("x", contents).text == contents
