@@ -129,6 +129,49 @@ def test_a_mail_never_scrolls_sideways(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+HEBREW = "\u05e2\u05d3\u05db\u05e0\u05d5"
+BOTH_DIRECTIONS = f"""\
+# Update {HEBREW}
+
+{HEBREW} 7.0.3
+
+# {HEBREW} 7.0.3
+
+Update {HEBREW}
+
+> {HEBREW} quoted
+>
+> Quoted {HEBREW}
+
+- {HEBREW} item
+- Item {HEBREW}
+
+1. Item {HEBREW}
+
+   {HEBREW} of item
+
+| {HEBREW} head | Head |
+|---|---|
+| Cell | {HEBREW} cell |
+"""
+
+
+def test_each_paragraph_runs_in_the_direction_of_its_first_letter(browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 600, "height": 600})
+    page.set_content(
+        factories.letterhead().write(messages.compose("Title", BOTH_DIRECTIONS)).html.with_link("https://e")
+    )
+
+    texts = page.locator(".words").locator("h1, p, li:not(:has(p)), th, td")
+    directions = texts.evaluate_all("all => all.map(e => [e.textContent.trim(), getComputedStyle(e).direction])")
+    assert len(directions) == 14
+    assert [text for text, direction in directions if (direction == "rtl") is not text.startswith(HEBREW)] == []
+    assert texts.evaluate_all("all => all.map(e => getComputedStyle(e).textAlign)") == ["start"] * 14
+    holders = page.locator(".words").locator("blockquote, ul, ol, table")
+    assert holders.evaluate_all("all => all.map(e => getComputedStyle(e).direction)") == ["rtl", "rtl", "ltr", "rtl"]
+    page.close()
+
+
 @pytest.mark.parametrize(
     "html",
     [

@@ -57,6 +57,7 @@ _STYLES = {
     "td": "padding: 6px 12px; border: 1px solid #dce1e6;",
     "img": "max-width: 100%; height: auto;",
 }
+_DIRECTED = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "table", "th", "td"}
 _PRE = f"""margin: 0 0 16px; padding: 12px 14px; border-radius: 6px; background: #eef1f4;
  font: 14px/1.5 {_MONOSPACE}; white-space: pre-wrap; overflow-wrap: anywhere;""".replace("\n", "")
 _LINK_PLACE = "\0"
@@ -151,13 +152,29 @@ def render(text: str) -> str:
     """Return Markdown as HTML with its styles in each tag; HTML inside it is shown, not run.
 
     Links are absolute http, https or mailto ones; others stay text. An indented line is text, not code, and a line
-    break is one, because people write plain text too.
+    break is one, because people write plain text too. Each paragraph, item or cell runs in its own direction.
     """
     tokens = _markdown.parse(text)
     for token in (each for block in tokens for each in (block, *(block.children or []))):
         if style := _STYLES.get(token.tag) if token.nesting >= 0 else None:
             token.attrJoin("style", style)
+    _direct(tokens)
     return str(_markdown.renderer.render(tokens, _markdown.options, {}))
+
+
+def _direct(tokens: Sequence[Token]) -> None:
+    """Let each block run in the direction of its first letter, and what holds several blocks in that of its first.
+
+    HTML does not look for that letter inside what has a direction of its own, so the first block in another has none.
+    """
+    is_first = False
+    for token in tokens:
+        if token.nesting == 1 and token.tag in _DIRECTED:
+            if not is_first:
+                token.attrSet("dir", "auto")
+            is_first = True
+        elif token.nesting != 1:
+            is_first = False
 
 
 def _html(message: Message, footer: dict[str, str]) -> str:
