@@ -131,9 +131,11 @@ CREATE TABLE confirmation_request (
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- When a mailbox last got a confirmation mail, whichever variation of its address was registered; kept for a day.
+-- next_id is the registration that gets the next one.
 CREATE TABLE confirmation_mail (
     mailbox VARCHAR(254) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     sent_at DATETIME(6) NOT NULL,
+    next_id BIGINT,
     PRIMARY KEY (mailbox),
     INDEX ix_confirmation_mail_sent_at (sent_at)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;

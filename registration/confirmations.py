@@ -1,6 +1,7 @@
 """Confirmation mails: anybody can type anybody's address, so its owner is asked, once a day at most.
 
-Whoever registers leaves a request here, and the sender takes it. A mail that leaves or may have left uses up the day.
+Whoever registers leaves a request here, and the sender takes it. A mail that leaves or may have left uses up the day;
+one more mail of the mailbox waits for the next.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def request(connection: Connection, address_key: str, now: datetime) -> None:
 
 
 def take(session: Session, now: datetime, *, limit: int) -> list[Confirmation]:
-    """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends."""
+    """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends.
+
+    A mail whose mailbox had one within a day is put off.
+    """
     due = (
         select(Registration.id, Registration.product_id, Registration.email)
         .join(ConfirmationRequest, ConfirmationRequest.registration_id == Registration.id)
@@ -70,9 +74,15 @@ def take(session: Session, now: datetime, *, limit: int) -> list[Confirmation]:
     taken = []
     for one in (Confirmation(*row) for row in session.execute(due).all()):
         session.execute(delete(ConfirmationRequest).where(ConfirmationRequest.registration_id == one.registration_id))
-        mark = update(Registration).where(Registration.id == one.registration_id, _may_be_asked(now))
-        if _count_mail(session, one.email, now) and rows_matched(session, mark.values(confirmation_sent_at=now)):
-            taken.append(one)
+        may_be_asked = select(Registration.id).where(Registration.id == one.registration_id, _may_be_asked(now))
+        if session.execute(may_be_asked.with_for_update()).first() is None:
+            continue
+        if not _count_mail(session, one.email, now):
+            _put_off(session, one)
+            continue
+        mark = update(Registration).where(Registration.id == one.registration_id)
+        session.execute(mark.values(confirmation_sent_at=now))
+        taken.append(one)
     return taken
 
 
@@ -101,12 +111,25 @@ def _count_mail(session: Session, email: str, now: datetime) -> bool:
     """
     this = ConfirmationMail.mailbox == (mailbox := _mailbox(email))
     again = update(ConfirmationMail).where(this, ConfirmationMail.sent_at <= now - INTERVAL)
-    if rows_matched(session, again.values(sent_at=now)):
+    if rows_matched(session, again.values(sent_at=now, next_id=None)):
         return True
     if session.execute(select(ConfirmationMail.mailbox).where(this)).first():
         return False
     session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=now))
     return True
+
+
+def _put_off(session: Session, confirmation: Confirmation) -> None:
+    """Let a registration get the next mail of its mailbox, unless another does.
+
+    If all of them waited, a flood of variations would bring a mail a day for as long as there are some.
+    """
+    registration_id = confirmation.registration_id
+    this = ConfirmationMail.mailbox == _mailbox(confirmation.email)
+    is_next = or_(ConfirmationMail.next_id.is_(None), ConfirmationMail.next_id == registration_id)
+    if rows_matched(session, update(ConfirmationMail).where(this, is_next).values(next_id=registration_id)):
+        sent_at = session.execute(select(ConfirmationMail.sent_at).where(this)).scalar_one()
+        session.execute(insert(ConfirmationRequest).values(registration_id=registration_id, due_at=sent_at + INTERVAL))
 
 
 def _mailbox(email: str) -> str:

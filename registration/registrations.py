@@ -17,6 +17,7 @@ from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
 from .group_commit import GroupCommit, Row
 from .models import (
+    ConfirmationMail,
     ConfirmationRequest,
     Erasure,
     Installation,
@@ -208,6 +209,7 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == found.id))
     mailbox = addresses.mailbox(Address(stored=found.email_key, key=found.email_key))
+    session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == mailbox))
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, Variation.email_key == found.email_key))
     gone = {"email": "", "email_key": f"erased:{found.id}", "ip_address": None, "status": _ERASED}
     session.execute(update(Registration).where(Registration.id == found.id).values(**gone))

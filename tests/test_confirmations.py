@@ -17,7 +17,7 @@ from registration import confirmations
 from registration.db import autocommit, db
 from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
-from registration.models import Registration, RegistrationStatus
+from registration.models import ConfirmationMail, Registration, RegistrationStatus
 from registration.sender import Sender
 
 from . import factories
@@ -183,6 +183,53 @@ def test_a_mailbox_gets_another_mail_the_next_day() -> None:
         taken = confirmations.take(db.session(), now + timedelta(hours=hours), limit=10)
         db.session.commit()
         assert len(taken) == expected
+
+
+def test_the_mail_to_a_second_address_of_a_mailbox_comes_a_day_later_and_that_of_a_third_never(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    factories.register_as("ann@example.org")
+    begun = datetime.now(UTC)
+    for number in range(30):
+        client.post("/api/registration", data={"email": f"ann+{number}@example.org"})
+    sent = []
+    for hours in (0, 0, 0, 0, 23, 24.1, 24.1, 25, 49, 73, 97):
+        sender.now = lambda hours=hours: begun + timedelta(seconds=5, hours=hours)
+        sender.look()
+        sent.append(len(mails(settings)))
+        for file in Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml"):
+            file.unlink()
+
+    assert sent == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_somebody_who_registers_again_on_the_day_of_an_erasure_is_asked(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    factories.register_as("ann@example.org")
+    for _ in range(2):
+        client.post("/api/registration", data={"email": "ann+clinic@example.org"})
+        sender.look()
+        assert len(mails(settings)) == 1
+        Path(settings["OUTBOX_DIRECTORY"], "0-ann+clinic@example.org.eml").unlink()
+        link = current_app.extensions["tokens"].opt_out_url(product_id("ann+clinic@example.org"))
+        client.post(f"{link.removeprefix('http://127.0.0.1:5000')}/erase")
+        assert db.session.execute(select(ConfirmationMail)).scalars().all() == []
+        db.session.rollback()
+
+
+def test_who_is_not_asked_after_all_uses_up_no_day(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    factories.register_as("ann@example.org", "ann+1@example.org", "ann+2@example.org", status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": "ann+1@example.org"})
+    db.session.execute(update(Registration).where(Registration.email == "ann+1@example.org").values(status=S.ACTIVE))
+    db.session.commit()
+    client.post("/api/registration", data={"email": "ann+2@example.org"})
+
+    sender.look()
+
+    assert len(mails(settings)) == 1
 
 
 def test_an_address_is_asked_once_a_day_at_most() -> None:

@@ -45,6 +45,7 @@ def upgrade() -> None:
         "confirmation_mail",
         sa.Column("mailbox", ascii_string(254), nullable=False),
         sa.Column("sent_at", utc(), nullable=False),
+        sa.Column("next_id", sa.BigInteger()),
         sa.PrimaryKeyConstraint("mailbox", name="pk_confirmation_mail"),
         **TABLE,
     )
