@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -27,7 +27,7 @@ from .models import (
     SoftBounce,
     Variation,
 )
-from .tokens import Tokens
+from .tokens import ConfirmationLink, Tokens
 
 Who = uuid.UUID | Address
 """A registration, by its product id or its address."""
@@ -177,7 +177,11 @@ def status_of(session: Session, who: Who) -> RegistrationStatus | None:
 
 
 def opt_out(session: Session, who: Who) -> None:
-    """Mail nothing to a registration any more; a complaint and an erasure stay what they are."""
+    """Mail nothing to a registration any more; a complaint and an erasure stay what they are.
+
+    What confirmation mail it got before confirms nothing from now on.
+    """
+    session.execute(update(Registration).where(_is(who)).values(confirmation_sent_at=None))
     staying = (RegistrationStatus.COMPLAINED, RegistrationStatus.ERASED)
     leave = update(Registration).where(_is(who), Registration.status.not_in(staying))
     session.execute(leave.values(status=RegistrationStatus.OPTED_OUT))
@@ -189,10 +193,15 @@ def undo_opt_out(session: Session, who: Who) -> None:
     session.execute(back.values(status=RegistrationStatus.ACTIVE))
 
 
-def confirm(session: Session, who: Who) -> None:
-    """Mail to a registration from now on, because its owner said so."""
-    waiting = update(Registration).where(_is(who), Registration.status.in_(confirmations.CONFIRMABLE))
-    session.execute(waiting.values(status=RegistrationStatus.ACTIVE))
+def is_confirmable(session: Session, link: ConfirmationLink) -> bool:
+    """Return whether a link would confirm a registration."""
+    return session.execute(select(Registration.id).where(_confirmable_by(link))).first() is not None
+
+
+def confirm(session: Session, link: ConfirmationLink) -> None:
+    """Mail to a registration from now on, because its owner said so; a link does it once."""
+    waiting = update(Registration).where(_confirmable_by(link))
+    session.execute(waiting.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
 
 
 def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
@@ -228,6 +237,13 @@ def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tok
 
 def _is(who: Who) -> ColumnElement[bool]:
     return Registration.product_id == who if isinstance(who, uuid.UUID) else Registration.email_key == who.key
+
+
+def _confirmable_by(link: ConfirmationLink) -> ColumnElement[bool]:
+    """Match a registration that waits for this link, the one of the newest mail: whatever came later has the say."""
+    sent_at = Registration.confirmation_sent_at
+    is_newest = (sent_at >= link.sent_at) & (sent_at < link.sent_at + timedelta(seconds=1))
+    return (Registration.product_id == link.product_id) & Registration.status.in_(confirmations.CONFIRMABLE) & is_newest
 
 
 def count_unconfirmed(connection: Connection) -> int:

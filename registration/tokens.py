@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from itsdangerous import BadSignature, Signer
 from itsdangerous.encoding import base64_decode, base64_encode
@@ -19,6 +19,13 @@ from .errors import ExpiredLinkException, ForgedLinkException
 CONFIRMATION_LIFETIME = timedelta(days=7)
 LONGEST_TOKEN = 100
 _ID_BYTES, _TIME_BYTES = 16, 8
+
+
+class ConfirmationLink(NamedTuple):
+    """What a confirmation link says: for which registration it is, and in which second its mail was sent."""
+
+    product_id: uuid.UUID
+    sent_at: datetime
 
 
 class Tokens:
@@ -48,12 +55,13 @@ class Tokens:
         """Return the product id of an opt-out link. Raises ForgedLinkException."""
         return uuid.UUID(bytes=_unsign(self._opt_out, token, _ID_BYTES))
 
-    def read_confirmation(self, token: str, now: datetime) -> uuid.UUID:
-        """Return the product id of a confirmation link. Raises ForgedLinkException or ExpiredLinkException."""
+    def read_confirmation(self, token: str, now: datetime) -> ConfirmationLink:
+        """Return what a confirmation link says. Raises ForgedLinkException or ExpiredLinkException."""
         payload = _unsign(self._confirmation, token, _ID_BYTES + _TIME_BYTES)
-        if now > datetime.fromtimestamp(int.from_bytes(payload[_ID_BYTES:], "big"), UTC):
+        end = datetime.fromtimestamp(int.from_bytes(payload[_ID_BYTES:], "big"), UTC)
+        if now > end:
             raise ExpiredLinkException
-        return uuid.UUID(bytes=payload[:_ID_BYTES])
+        return ConfirmationLink(uuid.UUID(bytes=payload[:_ID_BYTES]), end - CONFIRMATION_LIFETIME)
 
     def fingerprints(self, address_key: str) -> list[str]:
         """Return the keyed hash of an erased address under each key, the newest first."""

@@ -81,6 +81,52 @@ def test_who_left_stays_out_until_the_one_mail_is_confirmed(
     assert status(email) is S.ACTIVE
 
 
+def confirmation_link(email: str, sent_at: datetime) -> str:
+    """Let a confirmation mail have been sent to a registration, and return the path of its link."""
+    db.session.execute(update(Registration).where(Registration.email == email).values(confirmation_sent_at=sent_at))
+    db.session.commit()
+    url = current_app.extensions["tokens"].confirmation_url(product_id(email), sent_at)
+    return url.removeprefix("http://127.0.0.1:5000")
+
+
+def test_a_link_confirms_once_and_a_later_no_holds(client: FlaskClient) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    path = confirmation_link(email, datetime.now(UTC))
+    opt_out = current_app.extensions["tokens"].opt_out_url(product_id(email)).removeprefix("http://127.0.0.1:5000")
+
+    for _ in range(2):
+        assert "Thank you" in client.post(path).text
+    assert status(email) is S.ACTIVE
+    assert "Thank you" in client.get(path).text
+    client.post(opt_out)
+
+    for call in (client.get, client.post):
+        answer = call(path)
+        assert (answer.status_code, "This link has expired" in answer.text) == (410, True)
+    assert status(email) is S.OPTED_OUT
+
+
+@pytest.mark.parametrize("left", [S.UNCONFIRMED, S.OPTED_OUT, S.COMPLAINED])
+def test_a_link_that_was_not_used_is_void_after_an_opt_out(client: FlaskClient, left: RegistrationStatus) -> None:
+    (email,) = factories.register(status=left)
+    path = confirmation_link(email, datetime.now(UTC))
+
+    client.post(current_app.extensions["tokens"].opt_out_url(product_id(email)).removeprefix("http://127.0.0.1:5000"))
+
+    assert client.post(path).status_code == 410
+    assert status(email) is not S.ACTIVE
+
+
+def test_only_the_link_of_the_newest_mail_confirms(client: FlaskClient) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    old, new = (confirmation_link(email, datetime.now(UTC) - timedelta(hours=hours)) for hours in (30, 1))
+
+    assert client.post(old).status_code == 410
+    assert status(email) is S.OPTED_OUT
+    assert client.post(new).status_code == 200
+    assert status(email) is S.ACTIVE
+
+
 def test_the_owner_can_also_say_no_by_the_footer_or_in_the_mail_program(
     client: FlaskClient, sender: Sender, settings: dict[str, str]
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_link_holds_no_more_and_no_less_than_it_should() -> None:
 def test_a_confirmation_expires_after_seven_days() -> None:
     link = token(TOKENS.confirmation_url(PRODUCT_ID, NOW))
 
-    assert TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME) == PRODUCT_ID
+    assert TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME) == (PRODUCT_ID, NOW)
     with pytest.raises(ExpiredLinkException):
         TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME + SECOND)
 

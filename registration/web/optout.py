@@ -17,7 +17,7 @@ from .. import confirmations, registrations
 from ..db import db
 from ..errors import ExpiredLinkException, ForgedLinkException
 from ..models import RegistrationStatus
-from ..tokens import LONGEST_TOKEN, Tokens
+from ..tokens import LONGEST_TOKEN, ConfirmationLink, Tokens
 from . import access
 
 bp = Blueprint("optout", __name__)
@@ -118,9 +118,9 @@ def erase(token: str) -> ResponseReturnValue:
 @access.public
 def ask_to_confirm(token: str) -> ResponseReturnValue:
     """Show the button that confirms a registration."""
-    product_id = _confirming(token)
-    if registrations.status_of(db.session(), product_id) not in confirmations.CONFIRMABLE:
-        return _answer(_confirmed(product_id))
+    link = _confirming(token)
+    if not registrations.is_confirmable(db.session(), link):
+        return _answer(_confirmed(link.product_id))
     button = Button(gettext("Yes, send me notices"), url_for(".confirm", token=token))
     text = gettext("Do you want security and update notices of OpenEMR at your e-mail address?")
     return _answer(Page(gettext("Confirm your registration"), text, (button,)))
@@ -130,10 +130,10 @@ def ask_to_confirm(token: str) -> ResponseReturnValue:
 @access.public
 def confirm(token: str) -> ResponseReturnValue:
     """Confirm a registration."""
-    product_id = _confirming(token)
-    registrations.confirm(db.session(), product_id)
+    link = _confirming(token)
+    registrations.confirm(db.session(), link)
     db.session.commit()
-    return _answer(_confirmed(product_id))
+    return _answer(_confirmed(link.product_id))
 
 
 @bp.route("/opt-out", methods=["GET", "POST"])
@@ -166,7 +166,10 @@ def refuse_forged(_: ForgedLinkException) -> ResponseReturnValue:
 @bp.errorhandler(ExpiredLinkException)
 def refuse_expired(_: ExpiredLinkException) -> ResponseReturnValue:
     """Say in a friendly way that a link has expired."""
-    text = gettext("Links to confirm work for seven days. Register again to get another one.")
+    text = gettext(
+        "A link to confirm works once, within seven days, and not after you opted out or got a newer one. "
+        "Register again to get another one."
+    )
     return _answer(Page(gettext("This link has expired"), text), 410)
 
 
@@ -201,8 +204,11 @@ def _standing(token: str, product_id: uuid.UUID) -> Page:
 
 
 def _confirmed(product_id: uuid.UUID) -> Page:
-    if registrations.status_of(db.session(), product_id) is RegistrationStatus.ERASED:
+    status = registrations.status_of(db.session(), product_id)
+    if status is RegistrationStatus.ERASED:
         return _erased()
+    if status in confirmations.CONFIRMABLE:
+        raise ExpiredLinkException
     text = gettext("You will get security and update notices of OpenEMR. Each of them has a link to opt out.")
     return Page(gettext("Thank you, you are registered"), text)
 
@@ -215,8 +221,10 @@ def _opting_out(token: str) -> uuid.UUID:
     return _known(_tokens().read_opt_out(token))
 
 
-def _confirming(token: str) -> uuid.UUID:
-    return _known(_tokens().read_confirmation(token, _now()))
+def _confirming(token: str) -> ConfirmationLink:
+    link = _tokens().read_confirmation(token, _now())
+    _known(link.product_id)
+    return link
 
 
 def _known(product_id: uuid.UUID) -> uuid.UUID:
