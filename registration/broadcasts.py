@@ -270,13 +270,13 @@ def retry(session: Session, broadcast_id: int, before: datetime) -> bool:
     """Send again to the next chunk of those who failed or were cancelled before a time; return whether there was any.
 
     To be repeated with the same time, each time in a transaction of its own, until there is none. Without the time,
-    those who fail again at once would be sent to for ever.
+    those who fail again at once would be sent to for ever. A broadcast that is still being cancelled goes on even if
+    nobody was marked yet: who is queued stays queued.
     """
     _hold_row(session, broadcast_id)
     again = ledger.queue_again(session, broadcast_id, before)
-    if again:
-        ended = Broadcast.status.in_([_S.SENT, _S.CANCELLED])
-        _move(session, broadcast_id, _S.SENDING, ended, reason=None, resume_at=None, finished_at=None)
+    ended = Broadcast.status.in_([_S.SENT, _S.CANCELLED]) if again else _is_being_cancelled()
+    _move(session, broadcast_id, _S.SENDING, ended, reason=None, resume_at=None, finished_at=None)
     return again
 
 

@@ -347,6 +347,40 @@ def test_a_retry_sends_to_those_who_failed_or_were_cancelled_and_nobody_else(mon
     assert {(line.attempts, line.reason, line.settled_at) for line in lines(broadcast_id)[1:]} == {(0, None, None)}
 
 
+def test_a_retry_takes_back_a_cancellation_that_no_sender_has_begun_to_carry_out() -> None:
+    broadcast_id = filled(3)
+    settle(claim(broadcast_id, 1), ACCEPTED)
+    commit(broadcasts.cancel, broadcast_id)
+
+    assert retry(broadcast_id) == 0
+
+    assert progress(broadcast_id).status is BroadcastStatus.SENDING
+    assert not commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    assert not commit(broadcasts.finish, broadcast_id, NOW)
+    assert statuses(broadcast_id) == {"sent": 1, "queued": 2}
+
+
+def test_a_retry_takes_back_a_cancellation_while_the_ledger_is_being_filled() -> None:
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    commit(broadcasts.cancel, broadcast_id)
+
+    retry(broadcast_id)
+
+    assert commit(broadcasts.underway, NOW) == [work_of(broadcast_id)]
+
+
+def test_a_retry_of_a_cancelled_broadcast_that_has_ended_and_that_everybody_has_got_changes_nothing() -> None:
+    broadcast_id = filled(1)
+    settle(claim(broadcast_id), ACCEPTED)
+    commit(broadcasts.cancel, broadcast_id)
+    commit(broadcasts.finish, broadcast_id, NOW)
+
+    assert retry(broadcast_id) == 0
+    end = progress(broadcast_id)
+    assert (end.status, end.finished_at) == (BroadcastStatus.CANCELLED, NOW)
+
+
 def test_a_retry_when_everybody_has_got_it_changes_nothing() -> None:
     broadcast_id = filled(1)
     settle(claim(broadcast_id), ACCEPTED)

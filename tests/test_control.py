@@ -349,6 +349,7 @@ def test_to_steer_an_unknown_broadcast_is_answered_404(client: FlaskClient, step
         (["cancel"], "cancelled"),
         (["pause", "cancel", "resume"], "cancelled"),
         (["cancel", "pause"], "cancelled"),
+        (["cancel", "retry"], "sending"),
         (["retry"], "sending"),
     ],
 )
