@@ -50,7 +50,7 @@ _S = DeliveryStatus
 MOVES: Mapping[DeliveryStatus, frozenset[DeliveryStatus]] = {
     _S.QUEUED: frozenset({_S.SENDING, _S.FAILED, _S.CANCELLED}),
     _S.SENDING: frozenset({_S.QUEUED}),
-    _S.SENT: frozenset({_S.SENDING, _S.QUEUED, _S.FAILED}),
+    _S.SENT: frozenset({_S.SENDING, _S.QUEUED, _S.FAILED, _S.SKIPPED, _S.CANCELLED}),
     _S.FAILED: frozenset({_S.SENDING}),
     _S.SKIPPED: frozenset({_S.SENDING}),
     _S.CANCELLED: frozenset({_S.QUEUED}),
@@ -249,7 +249,8 @@ def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: dat
 def accept(session: Session, message_ids: Mapping[int, str | None], now: datetime) -> int:
     """Settle deliveries as sent, by their ids; return how many were not settled so before.
 
-    An event of the mail service that carries a delivery's tag proves as much as the answer to the call.
+    An event of the mail service that carries a delivery's tag proves as much as the answer to the call. Both count
+    against whatever the delivery has become meanwhile: one that stayed cancelled would be mailed again by a retry.
     """
     if not message_ids:
         return 0
@@ -263,14 +264,16 @@ def accept(session: Session, message_ids: Mapping[int, str | None], now: datetim
 def _acceptance(number: int) -> TextClause:
     """Return the statement that settles so many deliveries as sent.
 
-    Every message passes here, and as an expression its CASE would take five times the processor time.
+    Every message passes here, and as an expression its CASE would take five times the processor time. The reason comes
+    first, because MySQL sees the new status in what follows it: why somebody was skipped is no reason any more.
     """
     cases = " ".join(f"WHEN :id_{each} THEN :message_id_{each}" for each in range(number))
     ids = ", ".join(f":id_{each}" for each in range(number))
     movable = ", ".join(f"'{status}'" for status in sorted(MOVES[_S.SENT]))
     statement = (
-        f"UPDATE delivery SET status = '{_S.SENT}', message_id = CASE id {cases} END, settled_at = :now,"  # noqa: S608
-        f" lease = NULL, leased_until = NULL WHERE id IN ({ids}) AND status IN ({movable})"
+        f"UPDATE delivery SET reason = CASE status WHEN '{_S.SKIPPED}' THEN NULL ELSE reason END,"  # noqa: S608
+        f" status = '{_S.SENT}', message_id = CASE id {cases} END, settled_at = :now, lease = NULL, leased_until = NULL"
+        f" WHERE id IN ({ids}) AND status IN ({movable})"
     )
     return text(statement).bindparams(bindparam("now", type_=UtcDateTime()))
 

@@ -145,6 +145,18 @@ def test_an_event_before_our_own_commit_settles_the_delivery(make: Any, claimed:
     assert not commit(ledger.expire, broadcast_id, ledgers.AFTER_LEASE)
 
 
+@pytest.mark.parametrize("status", [DeliveryStatus.FAILED, DeliveryStatus.CANCELLED, DeliveryStatus.SKIPPED])
+def test_an_event_proves_a_delivery_sent_that_had_ended_otherwise(status: DeliveryStatus) -> None:
+    broadcast_id = ledgers.filled(1)
+    db.session.execute(update(Delivery).values(status=status, settled_at=NOW))
+    db.session.commit()
+
+    take(ses_events.delivery(only(broadcast_id).id))
+
+    assert (only(broadcast_id).status, only(broadcast_id).feedback) == (DeliveryStatus.SENT, _F.DELIVERED)
+    assert not commit(ledger.queue_again, broadcast_id, ledgers.AFTER_LEASE)
+
+
 def test_an_event_that_names_only_a_message_id_waits_until_that_is_written_down() -> None:
     broadcast_id = ledgers.filled(1)
     line = only(broadcast_id)

@@ -307,6 +307,36 @@ def test_an_acceptance_counts_even_after_the_lease_is_over() -> None:
     assert statuses(broadcast_id) == {"sent": 1}
 
 
+@pytest.mark.parametrize("status", [DeliveryStatus.CANCELLED, DeliveryStatus.SKIPPED])
+def test_an_acceptance_counts_whatever_became_of_the_delivery_meanwhile_and_nobody_is_mailed_again(
+    status: DeliveryStatus,
+) -> None:
+    broadcast_id = filled(3)
+    batch = claim(broadcast_id)
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+    if status is DeliveryStatus.SKIPPED:
+        db.session.execute(update(Registration).values(status="opted_out"))
+        db.session.commit()
+        claim(broadcast_id, lease="two", now=AFTER_LEASE)
+    commit(broadcasts.cancel, broadcast_id)
+    commit(broadcasts.cancel_rest, broadcast_id, NOW)
+    commit(broadcasts.finish, broadcast_id, NOW)
+    assert statuses(broadcast_id) == {status: 3}
+    second = lines(broadcast_id)[1]
+
+    settle(batch, ACCEPTED, UNKNOWN, UNKNOWN)
+    commit(ledger.accept, {second.id: "0100-2"}, NOW)
+
+    sent = [line.status is DeliveryStatus.SENT for line in lines(broadcast_id)]
+    assert sent == [True, True, False]
+    assert "The address" not in (lines(broadcast_id)[0].reason or "")
+    told = commit(broadcasts.progress, broadcast_id, NOW)
+    assert (told.recipients, told.sent, told.remaining) == (3, 2, 0)
+    assert (told.cancelled, told.skipped) == ((1, 0) if status is DeliveryStatus.CANCELLED else (0, 1))
+    assert commit(broadcasts.retry, broadcast_id, AFTER_LEASE) is (status is DeliveryStatus.CANCELLED)
+    assert statuses(broadcast_id)["sent"] == 2
+
+
 def test_a_throttled_answer_does_not_take_back_what_another_sender_has_claimed_since() -> None:
     broadcast_id = filled(1)
     batch = claim(broadcast_id)
