@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -137,7 +138,8 @@ def send(url: str, sessions: sessionmaker[Session], broadcast_id: int) -> int:
     os.environ["AWS_ENDPOINT_URL_SESV2"] = url
     tokens = Tokens(["a key of at least thirty-two characters"], "https://reg.example.org")
     letterhead = factories.letterhead(opt_out_url=tokens.opt_out_url)
-    with sender_thread(Sender(sessions, SesMailer(make_client("us-east-1", "test", "test"), letterhead))):
+    mailer = SesMailer(partial(make_client, "us-east-1", "test", "test"), letterhead)
+    with sender_thread(Sender(sessions, mailer)):
         while True:
             time.sleep(0.02)
             with sessions.begin() as session:

@@ -134,7 +134,7 @@ def _queue(sessions: sessionmaker[Session]) -> Iterator[EventQueue]:
         aws_secret_access_key="test",
     )
     url = client.create_queue(QueueName="feedback", Attributes={"VisibilityTimeout": "60"})["QueueUrl"]
-    yield EventQueue(sessions, client, url, sample=0)
+    yield EventQueue(sessions, lambda: client, url, sample=0)
     server.stop()
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -128,9 +128,10 @@ def create_sender(application: Flask) -> Sender:
 def create_event_queue(application: Flask) -> EventQueue:
     """Build what takes the mail service's events, to be run only where FEEDBACK_QUEUE_URL is set."""
     settings = application.config
+    keys = settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"]
     return EventQueue(
         sessions=sessionmaker(application.extensions["sender_engine"]()),
-        client=event_queue.make_client(settings["SES_REGION"], settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"]),
+        connect=partial(event_queue.make_client, settings["SES_REGION"], *keys),
         url=settings["FEEDBACK_QUEUE_URL"],
         sample=settings["CIRCUIT_BREAKER_SAMPLE"],
     )
@@ -155,5 +156,5 @@ def _create_mailer(application: Flask) -> Mailer:
     )
     if settings["MAILER"] == "outbox":
         return OutboxMailer(ROOT / settings["OUTBOX_DIRECTORY"], letterhead)
-    client = make_client(settings["SES_REGION"], settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"])
-    return SesMailer(client, letterhead, settings["SES_CONFIGURATION_SET"])
+    connect = partial(make_client, settings["SES_REGION"], settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"])
+    return SesMailer(connect, letterhead, settings["SES_CONFIGURATION_SET"])

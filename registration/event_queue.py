@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import boto3
@@ -48,7 +49,7 @@ class EventQueue:
     """Takes the events of a queue until it is told to stop. `sample` is the circuit breaker's."""
 
     sessions: sessionmaker[Session]
-    client: Any
+    connect: Callable[[], Any]
     url: str
     sample: int
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -58,6 +59,11 @@ class EventQueue:
         self._check_at = self._waiting_at = 0.0
         self._failures = 0
         self._chores, self._draining = threading.Lock(), threading.Lock()
+
+    @cached_property
+    def client(self) -> Any:
+        """The client, made at its first use: credentials that cannot be fetched are waited for, like the queue."""
+        return self.connect()
 
     def run(self) -> None:
         """Work until `stop`; batches in hand are finished first. No failure ends it."""
@@ -183,8 +189,11 @@ class EventQueue:
 
 
 def make_client(region: str, access_id: str, secret_key: str) -> Any:
-    """Return a client of Amazon SQS with time limits. Empty keys leave the search for them to boto3."""
-    return boto3.client(
+    """Return a client of Amazon SQS with time limits. Empty keys leave the search for them to boto3.
+
+    In a session of its own: threads that make clients at the same time must not share one.
+    """
+    return boto3.Session().client(
         "sqs",
         region_name=region or None,
         aws_access_key_id=access_id or None,

@@ -297,6 +297,26 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
         assert db.session.query(Delivery).filter_by(status=DeliveryStatus.SENDING).count() == 0
 
 
+def test_the_sender_outlives_credentials_that_cannot_be_fetched_and_says_what_to_do(
+    start: Callable[..., Any], production: tuple[Flask, dict[str, str]]
+) -> None:
+    application, settings = production
+    with application.app_context():
+        factories.register(3)
+        broadcast_id = factories.start_broadcast()
+    settings |= {"MAILER": "ses", "SES_REGION": "us-east-1", "AWS_PROFILE": "nowhere"}
+    settings |= {"FEEDBACK_QUEUE_URL": f"http://127.0.0.1:{mariadb.free_port()}/queue"}
+
+    with start("--sender", **settings) as program:
+        wait_until(lambda: progress(application, broadcast_id).status == "paused")
+        assert program.end() == 0
+
+    held = progress(application, broadcast_id)
+    assert "credentials" in (held.reason or "")
+    assert (held.failed, held.remaining, held.resume_at is None) == (0, 3, False)
+    assert "Traceback" not in program.output.read_text()
+
+
 def progress(application: Flask, broadcast_id: int) -> broadcasts.Progress:
     with application.app_context():
         return broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC))
@@ -315,7 +335,7 @@ def test_the_settings_decide_how_mail_leaves(
     assert outbox.directory == tmp_path / "outbox"
     assert outbox.letterhead.from_address == "OpenEMR <registration@localhost.localdomain>"
     assert isinstance(ses, SesMailer)
-    assert ses.client.meta.region_name == "eu-west-1"
+    assert ses.client().meta.region_name == "eu-west-1"
     assert ses.common == {
         "FromEmailAddress": "The board <notices@example.org>",
         "ReplyToAddresses": ["board@example.org"],

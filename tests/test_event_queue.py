@@ -181,7 +181,7 @@ def test_an_event_that_could_not_be_deleted_comes_again_and_does_nothing(
 ) -> None:
     broadcast_id, ids = sent(1)
     put(sqs, queue.url, ses_events.bounce(ids[0]))
-    failing = replace(queue, client=FailsToDelete(queue.client))
+    failing = replace(queue, connect=lambda: FailsToDelete(queue.client))
     assert failing.take() == 1
     assert "could not be deleted" in caplog.text
 
@@ -304,13 +304,28 @@ def status_of(broadcast_id: int) -> BroadcastStatus:
 
 def test_a_queue_that_is_away_is_waited_for(application: Flask, caplog: pytest.LogCaptureFixture) -> None:
     queue = create_event_queue(application)
-    queue.client = event_queue.make_client("us-east-1", "test", "test")
     queue.client.meta.events.register("before-send.sqs.*", lambda **_: 1 / 0)
-    away = replace(queue, url=f"http://127.0.0.1:{mariadb.free_port()}/queue")
+    away = replace(queue, connect=lambda: queue.client, url=f"http://127.0.0.1:{mariadb.free_port()}/queue")
 
     away.drain()
 
     assert "taking events failed" in caplog.text or "could not be reached" in caplog.text
+
+
+def test_credentials_that_cannot_be_fetched_are_waited_for(
+    queue: EventQueue, sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast_id, ids = sent(1)
+    put(sqs, queue.url, ses_events.bounce(ids[0]))
+    monkeypatch.setattr(event_queue, "TROUBLE_SECONDS", 0.01)
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    queue.drain()
+    assert told(broadcast_id) == {}
+
+    monkeypatch.delenv("AWS_PROFILE")
+    until(lambda: queue.drain() or left(sqs, queue.url) == 0)
+
+    assert told(broadcast_id) == {Feedback.HARD_BOUNCE: 1}
 
 
 def test_it_runs_until_it_is_told_to_stop(queue: EventQueue, sqs: Any) -> None:
@@ -339,7 +354,7 @@ def test_a_second_call_leaves_it_to_the_first(queue: EventQueue) -> None:
             leave.wait(20)
             return {}
 
-    slow = replace(queue, client=Slow())
+    slow = replace(queue, connect=Slow)
     first = threading.Thread(target=slow.drain)
     first.start()
     entered.wait(20)

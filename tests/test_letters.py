@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
+from functools import partial
 from html.parser import HTMLParser
 from itertools import count
 from pathlib import Path
@@ -113,7 +114,7 @@ def send(request: pytest.FixtureRequest, fake: SesFake, tmp_path: Path, monkeypa
     outbox = request.param == "outbox"
     mailer: Mailer = OutboxMailer(tmp_path, factories.letterhead())
     if not outbox:
-        mailer = SesMailer(make_client("us-east-1", "test", "test"), factories.letterhead())
+        mailer = SesMailer(partial(make_client, "us-east-1", "test", "test"), factories.letterhead())
     people = PEOPLE[:1] if request.param == "single" else PEOPLE
 
     def send_and_read(message: Message) -> list[EmailMessage]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
+from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import CredentialRetrievalError
+from botocore.utils import ContainerMetadataFetcher
 from moto import mock_aws
 from moto.ses.models import ses_backends
 
@@ -49,7 +56,7 @@ def mailer(fake: SesFake, monkeypatch: pytest.MonkeyPatch) -> SesMailer:
 
 def make_mailer(url: str, monkeypatch: pytest.MonkeyPatch) -> SesMailer:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", url)
-    return SesMailer(make_client("us-east-1", "test", "test"), factories.letterhead(), "notices")
+    return SesMailer(partial(make_client, "us-east-1", "test", "test"), factories.letterhead(), "notices")
 
 
 def verdicts(outcomes: list[Outcome]) -> list[Verdict]:
@@ -214,10 +221,55 @@ def test_missing_credentials_are_named(fake: SesFake, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", fake.url)
 
-    (outcome,) = SesMailer(make_client("us-east-1", "", ""), factories.letterhead()).send(MESSAGE, ONE)
+    (outcome,) = SesMailer(partial(make_client, "us-east-1", "", ""), factories.letterhead()).send(MESSAGE, ONE)
 
     assert outcome.verdict is Verdict.HELD
     assert "AWS_ACCESS_ID" in (outcome.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_PROFILE", "nowhere"), ("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{free_port()}/role")],
+)
+def test_credentials_that_cannot_be_fetched_hold_everything_up_until_they_can(
+    fake: SesFake, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for other in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setattr(ContainerMetadataFetcher, "SLEEP_TIME", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", fake.url)
+    monkeypatch.setenv(name, value)
+    mailer = SesMailer(partial(make_client, "us-east-1", "", ""), factories.letterhead())
+
+    outcomes = mailer.send(MESSAGE, THREE)
+
+    assert verdicts(outcomes) == [Verdict.HELD] * 3
+    assert "AWS_ACCESS_ID" in (outcomes[0].reason or "")
+    assert mailer.account() is None
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.ACCEPTED] * 3
+
+
+def test_threads_that_wait_for_an_attempt_to_fetch_credentials_share_its_failure() -> None:
+    threads, begun, attempts = 4, Barrier(4), []
+
+    def connect() -> Any:
+        attempts.append(1)
+        time.sleep(0.3)
+        raise CredentialRetrievalError(provider="container-role", error_msg="nobody listens")
+
+    def send(_: int) -> list[Outcome]:
+        begun.wait()
+        return mailer.send(MESSAGE, ONE)
+
+    mailer = SesMailer(connect, factories.letterhead())
+    with ThreadPoolExecutor(threads) as pool:
+        outcomes = [outcome for sent in pool.map(send, range(threads)) for outcome in sent]
+
+    assert verdicts(outcomes) == [Verdict.HELD] * threads
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize(
@@ -303,7 +355,7 @@ def test_a_rate_that_ses_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 @mock_aws
 def test_moto_takes_the_single_message_and_refuses_a_sender_it_has_not_verified() -> None:
-    mailer = SesMailer(make_client("us-east-1", "test", "test"), factories.letterhead())
+    mailer = SesMailer(partial(make_client, "us-east-1", "test", "test"), factories.letterhead())
 
     (refused,) = mailer.send(MESSAGE, ONE)
     boto3.client("sesv2", region_name="us-east-1").create_email_identity(EmailIdentity=SENDER)

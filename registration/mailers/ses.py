@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
+    MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     ProxyConnectionError,
     SSLError,
 )
@@ -145,7 +149,13 @@ _ENTRY_ERRORS = {
     "FAILED": _REFUSED,
 }
 _NOTHING_LEFT_US = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
-_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError)
+_NO_CREDENTIALS = (
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 _ABOUT_THE_MESSAGE = {"MessageRejected", "BadRequestException"}
 _ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 
@@ -159,10 +169,9 @@ class _Prepared:
 
 
 class SesMailer:
-    """Sends through SES: one recipient with SendEmail, up to fifty with SendBulkEmail."""
+    """Sends through SES: one recipient with SendEmail, up to fifty with SendBulkEmail. `connect` is `make_client`."""
 
-    def __init__(self, client: SESV2Client, letterhead: Letterhead, configuration_set: str = "") -> None:
-        self.client = client
+    def __init__(self, connect: Callable[[], SESV2Client], letterhead: Letterhead, configuration_set: str = "") -> None:
         self.letterhead = letterhead
         self.common: dict[str, Any] = {"FromEmailAddress": letterhead.from_address}
         if letterhead.reply_to:
@@ -170,9 +179,10 @@ class SesMailer:
         if configuration_set:
             self.common["ConfigurationSetName"] = configuration_set
         self._prepare = lru_cache(maxsize=8)(self._write)
-        events: Any = client.meta.events
-        events.register(f"provide-client-params.{_BULK}", _take_body, unique_id="take-body")
-        events.register(f"before-call.{_BULK}", _put_body, unique_id="put-body")
+        self._connect = connect
+        self._connecting = threading.Lock()
+        self._client: SESV2Client | None = None
+        self._failure: tuple[float, Exception] = (-math.inf, NoCredentialsError())
 
     def largest_batch(self, message: Message) -> int:
         """Return how many recipients a call takes: one when the letter is too large for a template's data."""
@@ -195,13 +205,30 @@ class SesMailer:
             log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
+    def client(self) -> SESV2Client:
+        """Return the client. Made at its first use: boto3 looks for credentials then, and judges what it cannot fetch.
+
+        That can take seconds, so whoever waited for another thread's attempt shares its failure.
+        """
+        asked_at = time.monotonic()
+        with self._connecting:
+            failed_at, failure = self._failure
+            if self._client is None and failed_at > asked_at:
+                raise failure
+            try:
+                self._client = self._client or self._connect()
+            except _ERRORS as error:
+                self._failure = time.monotonic(), error
+                raise
+            return self._client
+
     def account(self) -> Account | None:
         """Return the account's quotas, which count recipients, not calls; None when SES does not tell them.
 
         https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendQuota.html: a Max24HourSend of -1 is unlimited.
         """
         try:
-            quota = self.client.get_account()["SendQuota"]
+            quota = self.client().get_account()["SendQuota"]
             if quota["MaxSendRate"] <= 0:
                 return None
             return Account(
@@ -239,7 +266,7 @@ class SesMailer:
     def _send_one(self, message: Message, recipient: Recipient) -> Outcome:
         letter, letterhead = self._prepare(message).letter, self.letterhead
         link = letterhead.link(recipient.product_id)
-        answer = self.client.send_email(
+        answer = self.client().send_email(
             **self.common,
             Destination={"ToAddresses": [recipient.address]},
             Content={
@@ -260,7 +287,7 @@ class SesMailer:
     def _send_bulk(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         entries = ",".join(map(self._entry, recipients))
         body = f'{self._prepare(message).bulk_body},"BulkEmailEntries":[{entries}]}}'.encode()
-        send: Callable[..., SendBulkEmailResponseTypeDef] = self.client.send_bulk_email
+        send: Callable[..., SendBulkEmailResponseTypeDef] = self.client().send_bulk_email
         answer = send(Body=body)
         outcomes = [_outcome_of_entry(entry) for entry in answer.get("BulkEmailEntryResults", [])]
         return outcomes + [_outcome(_NO_ANSWER)] * (len(recipients) - len(outcomes))
@@ -278,8 +305,11 @@ class SesMailer:
 
 
 def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
-    """Return a client with time limits and without retries. Empty keys leave the search for them to boto3."""
-    return boto3.client(
+    """Return a client with time limits and without retries. Empty keys leave the search for them to boto3.
+
+    In a session of its own: threads that make clients at the same time must not share one.
+    """
+    client = boto3.Session().client(
         "sesv2",
         region_name=region,
         aws_access_key_id=access_id or None,
@@ -292,6 +322,10 @@ def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
             parameter_validation=False,
         ),
     )
+    events: Any = client.meta.events
+    events.register(f"provide-client-params.{_BULK}", _take_body)
+    events.register(f"before-call.{_BULK}", _put_body)
+    return client
 
 
 def _take_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> dict[str, Any]:
