@@ -119,7 +119,9 @@ def send(request: pytest.FixtureRequest, fake: SesFake, tmp_path: Path, monkeypa
 
     def send_and_read(message: Message) -> list[EmailMessage]:
         fake.accepted.clear()
-        assert {outcome.verdict for outcome in mailer.send(message, people)} == {Verdict.ACCEPTED}
+        size = mailer.largest_batch(message)
+        for batch in (people[start : start + size] for start in range(0, len(people), size)):
+            assert {outcome.verdict for outcome in mailer.send(message, batch)} == {Verdict.ACCEPTED}
         if not outbox:
             return [accepted.mail for accepted in fake.accepted]
         return [message_from_bytes(file.read_bytes(), policy=default) for file in sorted(tmp_path.glob("*.eml"))]
