@@ -104,6 +104,33 @@ def test_the_address_of_a_page_that_was_posted_can_be_opened_again(
     assert row().status is status
 
 
+TITLES = {
+    S.ACTIVE: ("OpenEMR&#39;s notices", "Thank you, you are registered"),
+    S.UNCONFIRMED: ("Your registration is not confirmed", "This link has expired"),
+    S.BOUNCED: ("You get no mail from us", "You get no mail from us"),
+    S.OPTED_OUT: ("You get no more mail from us", "This link has expired"),
+    S.COMPLAINED: ("You get no more mail from us", "This link has expired"),
+    S.ERASED: ("Your address is deleted", "Your address is deleted"),
+}
+
+
+@pytest.mark.parametrize("status", TITLES)
+@pytest.mark.parametrize("language", optout.LANGUAGES)
+def test_the_pages_say_where_a_registration_stands(
+    client: FlaskClient, status: RegistrationStatus, language: str
+) -> None:
+    factories.register(status=status)
+    used = current_app.extensions["tokens"].confirmation_url(row().product_id, datetime.now(UTC))
+    standing, confirmed = (
+        client.get(link.removeprefix("http://127.0.0.1:5000"), headers={"Accept-Language": language}).text
+        for link in (path(), used)
+    )
+
+    for page, title in ((standing, TITLES[status][0]), (confirmed, TITLES[status][1])):
+        assert (f"<h1>{title}</h1>" in page) is (language == "en")
+    assert ("You are registered" in standing + confirmed) is (status is S.ACTIVE and language == "en")
+
+
 def test_an_expired_confirmation_and_a_foreign_registration_say_so(client: FlaskClient) -> None:
     factories.register()
     assert client.post(path("confirm")).status_code == 410

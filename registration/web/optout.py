@@ -199,6 +199,11 @@ def _standing(token: str, product_id: uuid.UUID) -> Page:
             gettext("You get no more mail from us"), gettext("You have opted out of OpenEMR's notices."), buttons
         )
     leave = Button(gettext("Opt out"), url_for(".opt_out", token=token))
+    if status is RegistrationStatus.BOUNCED:
+        return _bounced(leave, erase_me)
+    if status is RegistrationStatus.UNCONFIRMED:
+        text = gettext("Confirm it with the link in the mail that we sent you. Until then you get no notices.")
+        return Page(gettext("Your registration is not confirmed"), text, (leave, erase_me))
     text = gettext("You are registered for security and update notices of OpenEMR. One click, and no more come.")
     return Page(gettext("OpenEMR's notices"), text, (leave, erase_me))
 
@@ -207,10 +212,17 @@ def _confirmed(product_id: uuid.UUID) -> Page:
     status = registrations.status_of(db.session(), product_id)
     if status is RegistrationStatus.ERASED:
         return _erased()
+    if status is RegistrationStatus.BOUNCED:
+        return _bounced()
     if status in confirmations.CONFIRMABLE:
         raise ExpiredLinkException
     text = gettext("You will get security and update notices of OpenEMR. Each of them has a link to opt out.")
     return Page(gettext("Thank you, you are registered"), text)
+
+
+def _bounced(*buttons: Button) -> Page:
+    text = gettext("Mail to your address came back, so we send no more. Register again to get notices.")
+    return Page(gettext("You get no mail from us"), text, buttons)
 
 
 def _erased() -> Page:
