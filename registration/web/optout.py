@@ -23,6 +23,8 @@ from . import access
 bp = Blueprint("optout", __name__)
 
 LANGUAGES = ("en", "es", "fr", "de", "pt", "he")
+OLD_CODES = {"iw": "he"}
+"""Of languages that browsers still call by their code from before 1989."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -174,9 +176,13 @@ def refuse_expired(_: ExpiredLinkException) -> ResponseReturnValue:
 
 
 def _language() -> str:
-    """Return the first of the reader's languages that we speak, whichever country's: `pt-BR` is `pt`."""
-    wanted = (tag.lower().partition("-")[0] for tag in request.accept_languages.values())
-    return next((language for language in wanted if language in LANGUAGES), "en")
+    """Return the first of the reader's languages that we speak, whichever country's: `pt-BR` is `pt`.
+
+    With a quality of 0 a reader refuses a language (RFC 9110 section 12.4.2).
+    """
+    wanted = (tag.lower().partition("-")[0] for tag, quality in request.accept_languages if quality > 0)
+    codes = (OLD_CODES.get(code, code) for code in wanted)
+    return next((code for code in codes if code in LANGUAGES), "en")
 
 
 @bp.after_request
