@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
@@ -14,6 +15,9 @@ from .. import pins
 from ..db import autocommit
 from ..errors import InvalidEmailMessageException, InvalidSecretPinException
 from .fields import Fields
+
+_WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([^\]]+)\](?::[0-9]{1,5})?")
+"""An address as some proxies pass it on: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html"""
 
 View = Callable[..., Any]
 
@@ -45,9 +49,11 @@ def decision(view: View) -> str | None:
 
 
 def ip_address() -> str | None:
-    """Return the client's address without an IPv6 zone, or None when the proxies did not pass on a readable one."""
+    """Return the client's address without port and IPv6 zone, or None when the proxies passed on no readable one."""
     try:
-        return str(ipaddress.ip_address((request.remote_addr or "").partition("%")[0]))
+        with_port = _WITH_PORT.fullmatch(request.remote_addr or "")
+        address = with_port[1] or with_port[2] if with_port else request.remote_addr or ""
+        return str(ipaddress.ip_address(address.partition("%")[0]))
     except ValueError:
         return None
 
