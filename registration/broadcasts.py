@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -47,7 +47,7 @@ class Progress:
 
     `recipients` is what was promised at the start: who was lost before the ledger had them counts as `skipped`.
     `remaining` counts those that are queued, being sent or not yet in the ledger; `rate` is messages a second lately;
-    `expected_end` is None unless it is sending.
+    `expected_end` heeds the broadcasts that go first, and is None unless it is sending or goes on by itself.
     """
 
     broadcast_id: int
@@ -317,12 +317,9 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
     broadcast = session.get(Broadcast, broadcast_id)
     if broadcast is None:
         raise UnknownBroadcastException
-    counts = ledger.counts(session, broadcast_id)
-    recipients = max(broadcast.recipients, listed := sum(counts.values()))
-    if broadcast.filled_to >= broadcast.audience_end:
-        counts[DeliveryStatus.SKIPPED] += recipients - listed
-    ended = {status: counts[status] for status in ledger.FINAL}
-    remaining = recipients - sum(ended.values())
+    filled = broadcast.filled_to >= broadcast.audience_end
+    counts = _counts(session, broadcast_id, broadcast.recipients, filled=filled)
+    remaining = _remaining(counts)
     return Progress(
         broadcast_id=broadcast_id,
         title=broadcast.title,
@@ -330,24 +327,66 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         reason=broadcast.reason,
         urgent=broadcast.urgent,
         versions=broadcast.versions,
-        recipients=recipients,
+        recipients=sum(counts.values()),
         remaining=remaining,
         rate=ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0,
         created_at=broadcast.created_at,
         finished_at=broadcast.finished_at,
         resume_at=broadcast.resume_at,
-        expected_end=_expected_end(session, remaining, now, rate_limit) if broadcast.status is _S.SENDING else None,
-        **{status.value: number for status, number in ended.items()},
+        expected_end=_expected_end(session, broadcast, remaining, now, rate_limit),
+        **{status.value: counts[status] for status in ledger.FINAL},
     )
 
 
-def _expected_end(session: Session, remaining: int, now: datetime, rate_limit: float) -> datetime:
-    return now + timedelta(seconds=_seconds_needed(session, remaining, now, rate_limit))
+def _counts(session: Session, broadcast_id: int, promised: int, *, filled: bool) -> dict[DeliveryStatus, int]:
+    """Return how many recipients have each status; who is not in the ledger is queued, or skipped when it is filled."""
+    counts = ledger.counts(session, broadcast_id)
+    missing = max(0, promised - sum(counts.values()))
+    counts[DeliveryStatus.SKIPPED if filled else DeliveryStatus.QUEUED] += missing
+    return counts
+
+
+def _remaining(counts: Mapping[DeliveryStatus, int]) -> int:
+    return sum(counts[status] for status in ledger.UNSETTLED)
+
+
+def _expected_end(
+    session: Session, broadcast: Broadcast, remaining: int, now: datetime, rate_limit: float
+) -> datetime | None:
+    """Return when those who remain will have been sent to, after the broadcasts that go first; None if nobody knows."""
+    if broadcast.status is not _S.SENDING and broadcast.resume_at is None:
+        return None
+    messages = remaining + _ahead_of(session, broadcast) if remaining else 0
+    begin = max(now, broadcast.resume_at or now)
+    return begin + timedelta(seconds=_seconds_needed(session, messages, now, rate_limit))
+
+
+def _ahead_of(session: Session, broadcast: Broadcast) -> int:
+    """Return how many messages of other broadcasts go first; of one that waits for a person, none do."""
+    older = and_(Broadcast.urgent.is_(broadcast.urgent), Broadcast.id < broadcast.id)
+    first = older if broadcast.urgent else or_(Broadcast.urgent.is_(True), older)
+    filled = (Broadcast.filled_to >= Broadcast.audience_end).label("filled")
+    rows = session.execute(
+        select(Broadcast.id, Broadcast.recipients, filled).where(
+            or_(Broadcast.status == _S.SENDING, Broadcast.resume_at.is_not(None)), first
+        )
+    ).all()
+    return sum(_remaining(_counts(session, row.id, row.recipients, filled=row.filled)) for row in rows)
 
 
 def _seconds_needed(session: Session, messages: int, now: datetime, rate_limit: float) -> float:
     rate = pacing.current_rate(session, limit=rate_limit, now=now.timestamp())
-    return min(pacing.seconds_needed(messages, pacing.account(session), rate), _LONGEST_FORECAST)
+    account = pacing.account(session)
+    if not math.isinf(account.daily_quota):
+        used = account.sent_last_day + _sent_since(session, pacing.asked_at(session))
+        account = replace(account, sent_last_day=used)
+    return min(pacing.seconds_needed(messages, account, rate), _LONGEST_FORECAST)
+
+
+def _sent_since(session: Session, since: datetime) -> int:
+    """Return how many messages have been sent since a time, in broadcasts that had not ended by then."""
+    recent = select(Broadcast.id).where(or_(Broadcast.finished_at.is_(None), Broadcast.finished_at > since))
+    return sum(ledger.sent_since(session, broadcast_id, since) for broadcast_id in session.execute(recent).scalars())
 
 
 def _goes_on() -> ColumnElement[bool]:

@@ -11,6 +11,7 @@ by a factor, which recovers by itself.
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, case, select, update
 from sqlalchemy.orm import Session
@@ -115,6 +116,11 @@ def remember_account(session: Session, account: Account) -> None:
 def account(session: Session) -> Account:
     """Return what is known of the account; while nothing is, that of an SES account in the sandbox is assumed."""
     return _account(session.execute(select(Pace)).scalar_one())
+
+
+def asked_at(session: Session) -> datetime:
+    """Return when the mail service was last asked about the account."""
+    return datetime.fromtimestamp(session.execute(select(Pace.asked_at)).scalar_one(), UTC)
 
 
 def is_account_known(session: Session) -> bool:

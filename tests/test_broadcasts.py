@@ -19,7 +19,14 @@ from registration.db import db
 from registration.errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
 from registration.ledger import Audience
 from registration.mailers import Account
-from registration.models import Broadcast, BroadcastRequest, BroadcastStatus, Registration, RegistrationStatus
+from registration.models import (
+    Broadcast,
+    BroadcastRequest,
+    BroadcastStatus,
+    Pace,
+    Registration,
+    RegistrationStatus,
+)
 from registration.versions import parse_range
 
 from . import factories
@@ -221,7 +228,7 @@ def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
     assert commit(broadcasts.underway, NOW) == []
     held = progress(broadcast_id)
     assert (held.status, held.reason) == (BroadcastStatus.PAUSED, "Quota.")
-    assert (held.resume_at, held.expected_end) == (NOW + broadcasts.HOLD, None)
+    assert held.resume_at == NOW + broadcasts.HOLD
     (work,) = commit(broadcasts.underway, NOW + broadcasts.HOLD)
     assert work.broadcast_id == broadcast_id
     resumed = progress(broadcast_id)
@@ -711,6 +718,70 @@ def test_the_expected_end_is_another_day_when_the_daily_quota_does_not_suffice()
     end = progress(broadcast_id).expected_end
 
     assert end == NOW + timedelta(days=1, seconds=60 / (10.0 * pacing.HEADROOM))
+
+
+def test_the_quota_is_used_by_what_was_sent_since_the_mail_service_was_asked() -> None:
+    ended, broadcast_id = filled(3), filled(97)
+    settle(claim(ended), *[ACCEPTED] * 3)
+    commit(broadcasts.finish, ended, NOW)
+    settle(claim(broadcast_id, 40), *[ACCEPTED] * 38, REFUSED, UNKNOWN)
+    know(Account(sending_rate=10.0, daily_quota=100, sent_last_day=0))
+
+    def seconds_left(asked_at: datetime) -> float:
+        commit(lambda session: session.execute(update(Pace).values(asked_at=asked_at.timestamp())))
+        end = progress(broadcast_id).expected_end
+        assert end is not None
+        return (end - NOW).total_seconds()
+
+    rate = 10.0 * pacing.HEADROOM
+    assert seconds_left(NOW) == pytest.approx(61 / rate)
+    assert seconds_left(NOW - timedelta(seconds=1)) == pytest.approx(86400 + (61 - (100 - 41)) / rate)
+
+
+def test_what_was_sent_since_a_time_is_counted_in_the_order_of_sending() -> None:
+    broadcast_id, _ = filled(30), filled(5)
+    assert commit(ledger.sent_since, broadcast_id, NOW) == 0
+
+    for minute in range(10):
+        batch = claim(broadcast_id, 3)
+        assert batch is not None
+        commit(ledger.settle, batch, [ACCEPTED, REFUSED, ACCEPTED], NOW + timedelta(minutes=minute))
+
+    for minutes, number in [(-1, 20), (0, 18), (1, 16), (8, 2), (9, 0), (60, 0)]:
+        assert commit(ledger.sent_since, broadcast_id, NOW + timedelta(minutes=minutes)) == number
+
+
+def test_the_end_of_a_broadcast_that_is_held_up_is_expected_too() -> None:
+    broadcast_id = filled(20)
+    know(Account(sending_rate=10.0, daily_quota=100, sent_last_day=100))
+    commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
+
+    took = timedelta(days=1, seconds=20 / (10.0 * pacing.HEADROOM))
+    assert progress(broadcast_id).expected_end == NOW + broadcasts.HOLD + took
+    assert progress(broadcast_id, LATER).expected_end == LATER + took
+    commit(broadcasts.pause, broadcast_id)
+    assert progress(broadcast_id).expected_end is None
+
+
+def test_a_broadcast_ends_after_those_that_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    know(Account(sending_rate=10.0))
+    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 4)
+    factories.register(10)
+    first, second, third, urgent = (start(messages.compose(title, "x"), urgent=title == "d") for title in "abcd")
+    commit(ledger.fill, second)
+    settle(claim(second, 2), ACCEPTED, REFUSED)
+
+    def ends() -> list[float | None]:
+        found = [progress(one).expected_end for one in (urgent, first, second, third)]
+        rate = 10.0 * pacing.HEADROOM
+        return [end and round((end - NOW).total_seconds() * rate) for end in found]
+
+    assert ends() == [10, 20, 28, 38]
+    commit(broadcasts.hold, urgent, reason="Quota.", now=NOW - broadcasts.HOLD)
+    assert ends() == [10, 20, 28, 38]
+    commit(broadcasts.pause, first)
+    commit(broadcasts.cancel, urgent)
+    assert ends() == [None, None, 8, 18]
 
 
 def test_the_rate_is_that_of_the_last_messages() -> None:

@@ -522,12 +522,15 @@ def test_a_broadcast_that_is_held_up_tells_when_it_goes_on(application: Flask, c
     broadcast_id = post(client, **NOTICE).json["broadcastId"]
     now = datetime.now(UTC)
     with application.app_context():
+        commit(pacing.remember_account, Account(10.0, daily_quota=10, sent_last_day=10))
         commit(broadcasts.hold, broadcast_id, reason="The quota is used up.", now=now)
 
     told = get(client, f"/{broadcast_id}").json
 
-    assert (told["status"], told["reason"], told["expectedEnd"]) == ("paused", "The quota is used up.", None)
+    assert (told["status"], told["reason"]) == ("paused", "The quota is used up.")
     assert told["resumeAt"] == f"{now + broadcasts.HOLD:%Y-%m-%dT%H:%M:%SZ}"
+    assert 86400 < told["secondsLeft"] < 86400 + 120
+    assert datetime.fromisoformat(told["expectedEnd"]) > now + timedelta(days=1)
 
 
 def test_broadcasts_are_listed_newest_first(client: FlaskClient) -> None:
