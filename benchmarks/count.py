@@ -65,8 +65,10 @@ def _fill(server: mariadb.Server, size: int) -> str:
             f" 'active', UTC_TIMESTAMP(6) - INTERVAL 3 DAY FROM seq_1_to_{size}"
         )
     engine = create_engine(url)
-    with Session(engine) as session, session.begin():
-        registrations.remember_count(session, before=datetime.now(UTC) - timedelta(minutes=2))
+    more = True
+    while more:
+        with Session(engine) as session, session.begin():
+            more = registrations.remember_count(session, before=datetime.now(UTC) - timedelta(minutes=2))
     engine.dispose()
     return url
 

@@ -285,19 +285,24 @@ def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
     return [VersionCount(version, distribution, number, key is not None) for version, distribution, number, key in rows]
 
 
-def remember_count(session: Session, *, before: datetime) -> None:
-    """Move the remembered count up to the registrations created before a time.
+def remember_count(session: Session, *, before: datetime) -> bool:
+    """Move the remembered count up by the next registrations created before a time; return whether there may be more.
 
+    A few thousand at once, because whoever erases a registration waits for the row of the count meanwhile.
     `before` must be long enough ago that no statement begun then is still running, because ids are given out
     before they are committed. Whoever deletes a registration locks the row of the count first, in the same way.
     """
     remembered = session.execute(select(RegistrationCount).with_for_update()).scalar_one()
-    newer = Registration.id > remembered.up_to_id
-    last = session.execute(select(func.max(Registration.id)).where(newer, Registration.created_at < before)).scalar()
-    if last is not None:
-        window = select(func.count()).where(newer, Registration.id <= last)
-        remembered.registrations += session.execute(window).scalar_one()
-        remembered.up_to_id = last
+    newer = select(Registration.id, Registration.created_at).where(Registration.id > remembered.up_to_id)
+    window = newer.order_by(Registration.id).limit(_IDS_AT_ONCE).subquery()
+    last = session.execute(select(func.max(window.c.id)).where(window.c.created_at < before)).scalar()
+    if last is None:
+        return False
+    passed = select(func.count()).where(Registration.id > remembered.up_to_id, Registration.id <= last)
+    number = session.execute(passed).scalar_one()
+    remembered.registrations += number
+    remembered.up_to_id = last
+    return number >= _IDS_AT_ONCE
 
 
 def ip_address_windows(session: Session) -> range:

@@ -59,7 +59,7 @@ SINGLE_SECONDS = 60.0
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
 _CLOCK_SECONDS = 60.0
 _MOST_CHUNKS = 20
-"""Of old events forgotten at once: the sender is not to be held up."""
+"""Of old events forgotten, or of registrations counted, at once: the sender is not to be held up."""
 _COUNT_MARGIN = timedelta(minutes=2)
 _ALL_REFUSED = (
     "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
@@ -424,8 +424,10 @@ class Sender:
     def _keep_house(self) -> None:
         """Keep the count of registrations short; forget wrong pins, events and IP addresses after their time."""
         if self._is_due("count", _COUNT_SECONDS):
-            with self.sessions.begin() as session:
-                registrations.remember_count(session, before=self.now() - _COUNT_MARGIN)
+            for _ in range(_MOST_CHUNKS):
+                with self.sessions.begin() as session:
+                    if not registrations.remember_count(session, before=self.now() - _COUNT_MARGIN):
+                        break
             with self.sessions.begin() as session:
                 pins.forget(session, self.now())
                 confirmations.forget(session, self.now())

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -194,6 +194,23 @@ def test_the_remembered_count_stops_before_registrations_that_may_still_be_in_fl
     assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 3
 
 
+def test_the_remembered_count_moves_by_a_few_at_once_whatever_gaps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
+    emails = factories.register(9, created_at=NOW)
+    db.session.execute(delete(Registration).where(Registration.email.in_(emails[2:6])))
+    db.session.commit()
+    factories.register(1, created_at=NOW + timedelta(hours=1))
+
+    remembered = []
+    more = True
+    while more:
+        more = remember(NOW + timedelta(seconds=1))
+        remembered.append(db.session.execute(select(RegistrationCount.registrations)).scalar_one())
+        assert registrations.count(db.session) == 6
+
+    assert remembered == [2, 4, 5]
+
+
 def test_counting_reads_only_what_is_newer_than_the_remembered_count() -> None:
     factories.register(50, created_at=NOW)
     remember(NOW + timedelta(seconds=1))
@@ -237,9 +254,10 @@ def test_windows_of_ids_cover_every_registration(monkeypatch: pytest.MonkeyPatch
     assert max(counts) == 2
 
 
-def remember(before: datetime) -> None:
-    registrations.remember_count(db.session, before=before)
+def remember(before: datetime) -> bool:
+    more = registrations.remember_count(db.session, before=before)
     db.session.commit()
+    return more
 
 
 def test_the_remembered_count_is_moved_by_one_at_a_time() -> None:

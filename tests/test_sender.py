@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from registration import broadcasts, feedback, ledger, pacing
+from registration import broadcasts, feedback, ledger, pacing, registrations
 from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.db import db
@@ -490,3 +492,23 @@ def test_the_house_is_kept(scripted: Sender) -> None:
     assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 2
     assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None, None, "192.0.2.1"]
     assert db.session.execute(select(FeedbackEvent.body)).scalars().all() == ["a new event"]
+
+
+def test_many_registrations_are_counted_in_transactions_of_their_own(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
+    factories.register(7, created_at=datetime.now(UTC) - timedelta(hours=1))
+    steps: list[int] = []
+    remember_count = registrations.remember_count
+
+    def count(session: Session, **named: Any) -> bool:
+        steps.append(session.execute(select(RegistrationCount.registrations)).scalar_one())
+        return remember_count(session, **named)
+
+    monkeypatch.setattr(registrations, "remember_count", count)
+
+    scripted.step()
+
+    assert steps == [0, 2, 4, 6]
+    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 7
