@@ -12,6 +12,7 @@ import runpy
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import urllib3.connection
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 import logger
 import registration
@@ -31,10 +34,12 @@ POINTS = ("claimed", "committed", "called", "replied", "settled")
 """Where it can die: in the transaction of a claim before its commit; after that, before the call; with the call made
 and no reply read; with the reply read and nothing written; in the transaction that writes it, before its commit."""
 
+_FILL = "fill "
+
 
 @dataclass(frozen=True)
 class Orders:
-    """How to run. `die` is a point and which passing of it, such as called:3; `calls` is the file for `in_flight`."""
+    """How to run. `die` is a point and which passing of it, such as called:3; `calls` is the file that it leaves."""
 
     die: str = ""
     calls: str = ""
@@ -60,10 +65,14 @@ class Points:
 
 
 class Calls:
-    """A file that tells which calls were in flight when the process died: what a kill cannot take back is written."""
+    """A file that tells which calls were in flight when the process died: what a kill cannot take back is written.
+
+    It tells the longest transaction of a fill as well.
+    """
 
     def __init__(self, file: str) -> None:
         self.file = os.open(file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.longest_fill = 0.0
 
     def note(self, sign: str, recipients: Sequence[Recipient]) -> None:
         os.write(self.file, "".join(f"{sign}{recipient.address}\n" for recipient in recipients).encode())
@@ -73,6 +82,28 @@ class Calls:
 
     def end(self, recipients: Sequence[Recipient]) -> None:
         self.note("-", recipients)
+
+    def fill(self, seconds: float) -> None:
+        if seconds > self.longest_fill:
+            self.longest_fill = seconds
+            os.write(self.file, f"{_FILL}{seconds}\n".encode())
+
+
+def timed(fill: Callable[[Session, int], bool], calls: Calls) -> Callable[[Session, int], bool]:
+    """Return `ledger.fill`, timed from its first statement to the end of the commit, whoever does that."""
+
+    def timed_fill(session: Session, broadcast_id: int) -> bool:
+        begun = time.monotonic()
+        event.listen(session, "after_commit", lambda _: calls.fill(time.monotonic() - begun), once=True)
+        return fill(session, broadcast_id)
+
+    return timed_fill
+
+
+def longest_fill(file: Path) -> float:
+    """Return the seconds of the longest transaction in which a process filled a ledger; 0 if there was none."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return max((float(line.removeprefix(_FILL)) for line in lines if line.startswith(_FILL)), default=0.0)
 
 
 def in_flight(file: Path) -> Counter[str]:
@@ -97,7 +128,7 @@ def main(orders: Orders) -> None:
 
 
 def _watch(orders: Orders) -> None:
-    """Note each call, and pass each point on the way of a batch."""
+    """Note each call and each transaction of a fill, and pass each point on the way of a batch."""
     at = Points(orders.die).at
     calls = Calls(orders.calls)
     here = threading.local()
@@ -136,6 +167,7 @@ def _watch(orders: Orders) -> None:
     original_getresponse = urllib3.connection.HTTPConnection.getresponse
     for owner, name, replacement in (
         (ledger, "claim", claim),
+        (ledger, "fill", timed(ledger.fill, calls)),
         (ledger, "settle", settle),
         (Sender, "_settle", settle_and_commit),
         (ses.SesMailer, "send", send),

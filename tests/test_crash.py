@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from . import crash, mariadb
+from registration import ledger
+
+from . import crash, mariadb, sender_process
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -67,4 +70,23 @@ def test_whoever_opts_out_or_bounces_in_mid_send_is_skipped(mariadb_server: mari
 
 def test_a_ledger_is_filled_once_though_its_sender_is_killed(mariadb_server: mariadb.Server) -> None:
     with crash.scene(mariadb_server.create_database("crash_fill")) as stage:
-        crash.fill(stage, recipients=30_000, kills=2)
+        slowest = crash.fill(stage, recipients=30_000, kills=2)
+
+    assert 0 < slowest["transaction"] < 10
+    assert slowest["registration"] > 0
+
+
+def test_the_longest_transaction_of_a_fill_is_that_of_its_slowest_commit(
+    mariadb_server: mariadb.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 5)
+    fill = sender_process.timed(ledger.fill, sender_process.Calls(str(tmp_path / "calls")))
+    with crash.scene(mariadb_server.create_database("crash_timed")) as stage:
+        stage.register(15)
+        broadcast_id = stage.start()
+        for seconds in (0.1, 0.5, 0.0):
+            with stage.sessions.begin() as session:
+                assert fill(session, broadcast_id)
+                time.sleep(seconds)
+
+    assert 0.5 <= sender_process.longest_fill(tmp_path / "calls") < 1.5
