@@ -44,6 +44,8 @@ from .ses_fake import SpawnedFake
 ROOT = Path(__file__).parent.parent
 MESSAGE = messages.compose("OpenEMR 7.0.3 (2) closes a hole", "Please update today.\n" * 20)
 DRAIN_SECONDS = 30
+REGISTERED_AT_ONCE = 100_000
+"""A million in one statement takes a busy machine longer than a statement may."""
 STARTED = "the sender started"
 
 
@@ -138,15 +140,16 @@ class Scene:
         address = "'clinic-' || k || '@example.org'"
         if self.engine.dialect.name != "sqlite":
             address = "CONCAT('clinic-', k, '@example.org')"
-        with self.sessions.begin() as session:
-            session.execute(
-                text(
-                    "INSERT INTO registration (product_id, email, email_key, status, created_at)"
-                    f" WITH RECURSIVE numbers AS ({first}) SELECT {blob}, {address}, {address}, 'active', '2026-01-01'"
-                    " FROM (SELECT (a.n - 1) * 1000 + b.n AS k FROM numbers a, numbers b) AS ks"
-                    f" WHERE k <= {number} ORDER BY k"
-                )
-            )
+        insertion = (
+            "INSERT INTO registration (product_id, email, email_key, status, created_at)"
+            f" WITH RECURSIVE numbers AS ({first}) SELECT {blob}, {address}, {address}, 'active', '2026-01-01'"
+            " FROM (SELECT (a.n - 1) * 1000 + b.n AS k FROM numbers a, numbers b) AS ks"
+            " WHERE k > :after AND k <= :up_to ORDER BY k"
+        )
+        for after in range(0, number, REGISTERED_AT_ONCE):
+            with self.sessions.begin() as session:
+                up_to = min(after + REGISTERED_AT_ONCE, number)
+                session.execute(text(insertion), {"after": after, "up_to": up_to})
 
     def start(self) -> int:
         """Start a broadcast to everybody."""
