@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from ipaddress import IPv4Address
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -14,6 +21,10 @@ import boto3
 import pytest
 from botocore.exceptions import CredentialRetrievalError
 from botocore.utils import ContainerMetadataFetcher
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from moto import mock_aws
 from moto.ses.models import ses_backends
 
@@ -211,6 +222,71 @@ def test_when_ses_cannot_be_reached_nothing_was_sent(monkeypatch: pytest.MonkeyP
     mailer = make_mailer(f"http://127.0.0.1:{free_port()}", monkeypatch)
 
     assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.THROTTLED] * 3
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of 127.0.0.1, which nobody knows, and its key, in one file."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    signed = builder.add_extension(alternative, critical=True).sign(key, hashes.SHA256())
+    plain = PrivateFormat.PKCS8, NoEncryption()
+    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    file.write_bytes(signed.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, *plain))
+    return file
+
+
+@contextmanager
+def garbling(certificate: Path, *, handshake: bool) -> Iterator[str]:
+    """Serve one connection that breaks off with what is no TLS, after the handshake and the request, or at once."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            if handshake:
+                incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+                tls, request = context.wrap_bio(incoming, outgoing, server_side=True), b""
+                while b"\r\n\r\n" not in request:
+                    with suppress(ssl.SSLWantReadError):
+                        request += tls.read()
+                    connection.sendall(outgoing.read())
+                    if b"\r\n\r\n" not in request:
+                        incoming.write(connection.recv(65536))
+            connection.sendall(b"This is no TLS.\n" * 10)
+            connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+
+
+@pytest.mark.parametrize("recipients", [ONE, THREE], ids=["single", "bulk"])
+@pytest.mark.parametrize(
+    ("handshake", "trusted", "verdict"),
+    [(False, True, Verdict.THROTTLED), (True, False, Verdict.THROTTLED), (True, True, Verdict.UNKNOWN)],
+    ids=["no handshake", "unknown certificate", "garbled answer"],
+)
+def test_only_tls_that_fails_before_the_request_proves_that_nothing_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: Path,
+    handshake: bool,
+    trusted: bool,
+    verdict: Verdict,
+    recipients: list[Recipient],
+) -> None:
+    if trusted:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    with garbling(certificate, handshake=handshake) as url:
+        outcomes = make_mailer(url, monkeypatch).send(MESSAGE, recipients)
+
+    assert verdicts(outcomes) == [verdict] * len(recipients)
 
 
 def test_missing_credentials_are_named(fake: SesFake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,7 +149,7 @@ _ENTRY_ERRORS = {
     "INVALID_PARAMETER": _REFUSED,
     "FAILED": _REFUSED,
 }
-_NOTHING_LEFT_US = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
+_NOTHING_LEFT_US = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError)
 _NO_CREDENTIALS = (
     CredentialRetrievalError,
     MetadataRetrievalError,
@@ -348,9 +349,21 @@ def judge(error: Exception) -> tuple[Verdict, str]:
         return _judge_answer(error)
     if isinstance(error, _NO_CREDENTIALS):
         return _CREDENTIALS
-    if isinstance(error, _NOTHING_LEFT_US):
+    if isinstance(error, _NOTHING_LEFT_US) or (isinstance(error, SSLError) and _is_of_the_handshake(error)):
         return _NOT_REACHED
-    return _NO_ANSWER if isinstance(error, HTTPClientError | ResponseParserError) else _NOT_UNDERSTOOD
+    return _NO_ANSWER if isinstance(error, HTTPClientError | ResponseParserError | SSLError) else _NOT_UNDERSTOOD
+
+
+def _is_of_the_handshake(error: BaseException | None) -> bool:
+    """Return whether TLS failed before the request was sent, the check of the certificate included.
+
+    It fails in the same words when an answer is read, so that only the place in the code tells: ssl's `do_handshake`.
+    """
+    while error is not None:
+        if any(frame.f_code.co_name == "do_handshake" for frame, _ in traceback.walk_tb(error.__traceback__)):
+            return True
+        error = error.__context__
+    return False
 
 
 def _judge_answer(error: ClientError) -> tuple[Verdict, str]:
