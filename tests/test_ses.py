@@ -374,6 +374,42 @@ def test_an_error_of_one_entry_is_that_entrys_alone(
     assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.ACCEPTED, verdict, Verdict.ACCEPTED]
 
 
+UNVERIFIED = "Email address is not verified. The following identities failed the check in region US-EAST-1: {}"
+
+
+@pytest.mark.parametrize("recipients", [ONE, THREE], ids=["single", "bulk"])
+@pytest.mark.parametrize("whole_call", [True, False], ids=["call", "entry"])
+@pytest.mark.parametrize(
+    ("named", "part_of_reason"),
+    [
+        ("ann@example.org", "sandbox"),
+        ("Ann@Example.org.", "sandbox"),
+        (f"other-{SENDER}", "sandbox"),
+        (SENDER, "Verify SES_SENDER"),
+        (f"ann@example.org, OpenEMR <{SENDER.upper()}>", "Verify SES_SENDER"),
+        ("", "Verify SES_SENDER"),
+    ],
+)
+def test_an_unverified_recipient_means_that_the_account_is_in_the_sandbox(
+    mailer: SesMailer,
+    fake: SesFake,
+    recipients: list[Recipient],
+    whole_call: bool,
+    named: str,
+    part_of_reason: str,
+) -> None:
+    text = UNVERIFIED.format(named)
+    fake.usual = Answer(accept=False, status=400, code="MessageRejected", text=text)
+    if not whole_call and recipients == THREE:
+        fake.usual = Answer(entries={recipient.address: ("MESSAGE_REJECTED", text) for recipient in recipients})
+
+    outcomes = mailer.send(MESSAGE, recipients)
+
+    assert verdicts(outcomes) == [Verdict.HELD] * len(recipients)
+    assert all(part_of_reason in (outcome.reason or "") for outcome in outcomes)
+    assert all(len(outcome.reason or "") <= 255 for outcome in outcomes)
+
+
 @pytest.mark.parametrize("code", ["BadRequestException", "MessageRejected"])
 def test_one_bad_address_in_a_bulk_call_costs_nobody_else_the_notice(
     mailer: SesMailer, fake: SesFake, code: str

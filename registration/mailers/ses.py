@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 import time
 import traceback
@@ -97,6 +98,10 @@ _NOT_VERIFIED = (
     Verdict.HELD,
     "Amazon SES does not accept the sender. Verify SES_SENDER or its domain in the SES console.",
 )
+_SANDBOX = (
+    Verdict.HELD,
+    "The SES account is in the sandbox and mails only to verified addresses until AWS grants production access.",
+)
 _NO_CONFIGURATION_SET = (
     Verdict.HELD,
     "Amazon SES does not know the configuration set. Correct SES_CONFIGURATION_SET or create it in the console.",
@@ -145,7 +150,6 @@ _ENTRY_ERRORS = {
     "CONFIGURATION_SET_NOT_FOUND": _NO_CONFIGURATION_SET,
     "TEMPLATE_NOT_FOUND": _NOT_UNDERSTOOD,
     "INVALID_SENDING_POOL_NAME": _NOT_UNDERSTOOD,
-    "MESSAGE_REJECTED": _REFUSED,
     "INVALID_PARAMETER": _REFUSED,
     "FAILED": _REFUSED,
 }
@@ -157,6 +161,7 @@ _NO_CREDENTIALS = (
     PartialCredentialsError,
     ProfileNotFound,
 )
+_ADDRESS = re.compile(r"[^\s<>,;:]+@[^\s<>,;:]*[^\s<>,;:.]")
 _ABOUT_THE_MESSAGE = {"MessageRejected", "BadRequestException"}
 _ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 
@@ -200,7 +205,7 @@ class SesMailer:
                 return [self._send_one(message, recipients[0])]
             return self._send_bulk(message, recipients)
         except _ERRORS as error:
-            verdict, reason = judge(error)
+            verdict, reason = judge(error, sender=self.letterhead.sender)
             if verdict is Verdict.REFUSED and len(recipients) > 1:
                 return self._send_one_by_one(message, recipients)
             log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
@@ -290,7 +295,9 @@ class SesMailer:
         body = f'{self._prepare(message).bulk_body},"BulkEmailEntries":[{entries}]}}'.encode()
         send: Callable[..., SendBulkEmailResponseTypeDef] = self.client().send_bulk_email
         answer = send(Body=body)
-        outcomes = [_outcome_of_entry(entry) for entry in answer.get("BulkEmailEntryResults", [])]
+        outcomes = [
+            _outcome_of_entry(entry, self.letterhead.sender) for entry in answer.get("BulkEmailEntryResults", [])
+        ]
         return outcomes + [_outcome(_NO_ANSWER)] * (len(recipients) - len(outcomes))
 
     def _entry(self, recipient: Recipient) -> str:
@@ -343,10 +350,10 @@ def _put_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None
     params["body"] = context["ready_body"]
 
 
-def judge(error: Exception) -> tuple[Verdict, str]:
-    """Return the verdict on a call that raised an error, and the reason."""
+def judge(error: Exception, *, sender: str) -> tuple[Verdict, str]:
+    """Return the verdict on a call from a sender that raised an error, and the reason."""
     if isinstance(error, ClientError):
-        return _judge_answer(error)
+        return _judge_answer(error, sender)
     if isinstance(error, _NO_CREDENTIALS):
         return _CREDENTIALS
     if isinstance(error, _NOTHING_LEFT_US) or (isinstance(error, SSLError) and _is_of_the_handshake(error)):
@@ -366,7 +373,7 @@ def _is_of_the_handshake(error: BaseException | None) -> bool:
     return False
 
 
-def _judge_answer(error: ClientError) -> tuple[Verdict, str]:
+def _judge_answer(error: ClientError, sender: str) -> tuple[Verdict, str]:
     code = _code(error)
     text = error.response["Error"].get("Message", "").lower()
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -375,10 +382,21 @@ def _judge_answer(error: ClientError) -> tuple[Verdict, str]:
     if "maximum sending rate" in text or status == 429:
         return _TOO_FAST
     if code in _ABOUT_THE_MESSAGE:
-        return _NOT_VERIFIED if "not verified" in text else _REFUSED
+        return _judge_rejection(text, sender)
     if code in _CALL_ERRORS:
         return _CALL_ERRORS[code]
     return _NO_ANSWER if status >= 500 else _NOT_UNDERSTOOD
+
+
+def _judge_rejection(text: str, sender: str) -> tuple[Verdict, str]:
+    """Return the verdict on a message that was rejected with a text, which may name addresses that are not verified.
+
+    SES checks the recipient too while the account is in the sandbox.
+    """
+    if "not verified" not in text.lower():
+        return _REFUSED
+    named = _ADDRESS.findall(text.lower())
+    return _SANDBOX if named and sender.lower() not in named else _NOT_VERIFIED
 
 
 def _code(error: Exception) -> str:
@@ -388,11 +406,11 @@ def _code(error: Exception) -> str:
     return type(error).__name__
 
 
-def _outcome_of_entry(entry: Any) -> Outcome:
+def _outcome_of_entry(entry: Any, sender: str) -> Outcome:
     if entry["Status"] == "SUCCESS":
         return Outcome(Verdict.ACCEPTED, message_id=entry.get("MessageId"))
-    if entry["Status"] == "MESSAGE_REJECTED" and "not verified" in entry.get("Error", "").lower():
-        return _outcome(_NOT_VERIFIED)
+    if entry["Status"] == "MESSAGE_REJECTED":
+        return _outcome(_judge_rejection(entry.get("Error") or "", sender))
     return _outcome(_ENTRY_ERRORS.get(entry["Status"], _NO_ANSWER))
 
 
