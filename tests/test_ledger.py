@@ -215,6 +215,36 @@ def test_whoever_opted_out_before_their_turn_is_skipped() -> None:
     assert (skipped.status, skipped.reason) == (DeliveryStatus.SKIPPED, "The address is opted_out.")
 
 
+NEXT = {
+    Verdict.ACCEPTED: DeliveryStatus.SENT,
+    Verdict.THROTTLED: DeliveryStatus.QUEUED,
+    Verdict.HELD: DeliveryStatus.QUEUED,
+    Verdict.REFUSED: DeliveryStatus.FAILED,
+    Verdict.UNKNOWN: DeliveryStatus.SENDING,
+}
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize("attempts", [0, 1, ledger.MOST_ATTEMPTS, ledger.MOST_ATTEMPTS + 1])
+def test_each_verdict_decides_alone_what_becomes_of_a_delivery(verdict: Verdict, attempts: int) -> None:
+    assert ledger.next_status(verdict, attempts) is NEXT[verdict]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "status"),
+    [
+        (1, DeliveryStatus.QUEUED),
+        (ledger.MOST_ATTEMPTS - 1, DeliveryStatus.QUEUED),
+        (ledger.MOST_ATTEMPTS, DeliveryStatus.FAILED),
+        (ledger.MOST_ATTEMPTS + 1, DeliveryStatus.FAILED),
+    ],
+)
+def test_a_call_that_is_left_unanswered_is_made_again_until_the_attempts_are_used_up(
+    attempts: int, status: DeliveryStatus
+) -> None:
+    assert ledger.next_status(None, attempts) is status
+
+
 @pytest.mark.parametrize(
     ("outcome", "status", "attempts", "reason"),
     [
