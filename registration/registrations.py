@@ -109,9 +109,8 @@ class Registrar:
     def _first_status_of(self, address: Address) -> RegistrationStatus:
         """Return the status with which an address begins; only a variation costs more than a look at it."""
         if (mailbox := addresses.mailbox(address)) != address.key:
-            with self._engine.connect() as connection:
-                if _is_known(connection, mailbox, variation=address):
-                    return RegistrationStatus.UNCONFIRMED
+            if repeatable(self._engine, lambda connection: _is_known(connection, mailbox, variation=address)):
+                return RegistrationStatus.UNCONFIRMED
         return self._first_status
 
     def _insert(self, rows: Sequence[Row]) -> None:
