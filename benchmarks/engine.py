@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import boto3
 from sqlalchemy import create_engine, text
@@ -34,10 +35,13 @@ from tests import factories, mariadb
 from . import report
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = 3
-PLAIN_MESSAGES, ENGINE_MESSAGES = 1_500, 20_000
+ROUNDS = 9
+"""Many short rounds rather than a few long ones: whatever else the machine does then hits both alike."""
+PLAIN_MESSAGES, ENGINE_MESSAGES = 500, 10_000
 MESSAGE = messages.compose("OpenEMR 7.0.3 (2) closes a hole", "Please update today.\n" * 50)
 SENDER = "notices@example.org"
+POLL_SECONDS = 0.1
+"""A look costs as much processor time as some fifty messages."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,14 @@ class Cost:
 
 
 def run(server: mariadb.Server) -> None:
-    """Measure both in turn and print medians and ratios."""
+    """Measure both in turn and print medians, and medians of the ratios of each round."""
     with ses() as url:
         sessions = prepare(server, "engine", ENGINE_MESSAGES)
+        client, mailer = _create_plain_client(url), create_mailer(url)
         plain, whole = [], []
         for _ in range(ROUNDS):
-            plain.append(_measure(lambda: send_plainly(url, PLAIN_MESSAGES), PLAIN_MESSAGES))
-            whole.append(_measure(lambda: send_with_engine(url, sessions), ENGINE_MESSAGES))
+            plain.append(_measure(lambda: send_plainly(client, PLAIN_MESSAGES), PLAIN_MESSAGES))
+            whole.append(_measure(lambda: send_with_engine(mailer, sessions), ENGINE_MESSAGES))
     cost = statistics.median(one.microseconds for one in plain), statistics.median(one.microseconds for one in whole)
     rate = statistics.median(one.rate for one in plain), statistics.median(one.rate for one in whole)
     report.table(
@@ -77,8 +82,11 @@ def run(server: mariadb.Server) -> None:
             ["the engine, bulk, ledger on MariaDB", f"{cost[1]:.0f}", f"{rate[1]:,.0f}"],
         ],
     )
-    report.at_least(8, cost[0] / cost[1], "Processor time of the plain loop / of the engine")
-    report.at_least(10, rate[1] / rate[0], "Messages a second of the engine / of the plain loop")
+    pairs = list(zip(plain, whole, strict=True))
+    cheaper = statistics.median(one.microseconds / other.microseconds for one, other in pairs)
+    faster = statistics.median(other.rate / one.rate for one, other in pairs)
+    report.at_least(8, cheaper, "Processor time of the plain loop / of the engine, median of the rounds")
+    report.at_least(10, faster, "Messages a second of the engine / of the plain loop, median of the rounds")
 
 
 @contextmanager
@@ -113,11 +121,24 @@ def prepare(server: mariadb.Server, name: str, registrations: int) -> sessionmak
     return sessions
 
 
-def send_plainly(url: str, number: int) -> None:
-    """Send as the predecessor did: one call after another, nothing written down."""
-    client = boto3.client(
+def _create_plain_client(url: str) -> Any:
+    return boto3.client(
         "ses", region_name="us-east-1", endpoint_url=url, aws_access_key_id="test", aws_secret_access_key="test"
     )
+
+
+def create_mailer(url: str) -> SesMailer:
+    """Build what the service sends with, for the stand-in, and connect it."""
+    os.environ["AWS_ENDPOINT_URL_SESV2"] = url
+    tokens = Tokens(["a key of at least thirty-two characters"], "https://reg.example.org")
+    letterhead = factories.letterhead(opt_out_url=tokens.opt_out_url)
+    mailer = SesMailer(partial(make_client, "us-east-1", "test", "test"), letterhead)
+    mailer.client()
+    return mailer
+
+
+def send_plainly(client: Any, number: int) -> None:
+    """Send as the predecessor did: one call after another, nothing written down."""
     for recipient in range(number):
         client.send_email(
             Source=SENDER,
@@ -126,22 +147,18 @@ def send_plainly(url: str, number: int) -> None:
         )
 
 
-def send_with_engine(url: str, sessions: sessionmaker[Session]) -> None:
+def send_with_engine(mailer: SesMailer, sessions: sessionmaker[Session]) -> None:
     """Send a broadcast to everybody, from its start to its end."""
     with sessions.begin() as session:
         broadcast_id = broadcasts.start(session, MESSAGE, datetime.now(UTC), idempotency_key=uuid.uuid4().hex)
-    send(url, sessions, broadcast_id)
+    send(mailer, sessions, broadcast_id)
 
 
-def send(url: str, sessions: sessionmaker[Session], broadcast_id: int) -> int:
+def send(mailer: SesMailer, sessions: sessionmaker[Session], broadcast_id: int) -> int:
     """Send a broadcast that has started, as the service does it; return how many messages were sent."""
-    os.environ["AWS_ENDPOINT_URL_SESV2"] = url
-    tokens = Tokens(["a key of at least thirty-two characters"], "https://reg.example.org")
-    letterhead = factories.letterhead(opt_out_url=tokens.opt_out_url)
-    mailer = SesMailer(partial(make_client, "us-east-1", "test", "test"), letterhead)
     with sender_thread(Sender(sessions, mailer)):
         while True:
-            time.sleep(0.02)
+            time.sleep(POLL_SECONDS)
             with sessions.begin() as session:
                 if broadcasts.status_of(session, broadcast_id) == "sent":
                     break

