@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger, messages
@@ -102,23 +102,17 @@ def ses() -> Iterator[str]:
 def prepare(server: mariadb.Server, name: str, registrations: int) -> sessionmaker[Session]:
     """Create a database with registrations and return sessions on it."""
     url = server.create_database(name)
+    rows = (
+        "INSERT INTO registration (product_id, email, email_key, status, created_at)"
+        " SELECT UNHEX(MD5(seq)), CONCAT('clinic-', seq, '@example.org'), CONCAT('clinic-', seq, '@example.org'),"
+        f" 'active', UTC_TIMESTAMP(6) FROM seq_1_to_{registrations};"
+    )
     subprocess.run(
         ["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=root", name],
-        input=(ROOT / "schema.sql").read_text().partition("\n")[2].encode(),
+        input=((ROOT / "schema.sql").read_text().partition("\n")[2] + rows).encode(),
         check=True,
     )
-    engine = create_engine(**engine_options(url, pool_size=50, careful=False))
-    sessions = sessionmaker(engine)
-    with sessions.begin() as session:
-        session.execute(
-            text(
-                "INSERT INTO registration (product_id, email, email_key, status, created_at)"
-                " SELECT UNHEX(MD5(seq)), CONCAT('clinic-', seq, '@example.org'),"
-                " CONCAT('clinic-', seq, '@example.org'), 'active', UTC_TIMESTAMP(6)"
-                f" FROM seq_1_to_{registrations}"
-            )
-        )
-    return sessions
+    return sessionmaker(create_engine(**engine_options(url, pool_size=50, careful=False)))
 
 
 def _create_plain_client(url: str) -> Any:
