@@ -67,7 +67,7 @@ IN_TIME = int(NOW.timestamp()).to_bytes(8, "big")
 
 def test_the_purpose_of_a_link_is_in_its_signature() -> None:
     assert TOKENS.read_opt_out(signed("opt-out", PRODUCT_ID.bytes)) == PRODUCT_ID
-    assert TOKENS.read_confirmation(signed("confirmation", PRODUCT_ID.bytes + IN_TIME), NOW) == PRODUCT_ID
+    assert TOKENS.read_confirmation(signed("confirmation", PRODUCT_ID.bytes + IN_TIME), NOW).product_id == PRODUCT_ID
     with pytest.raises(ForgedLinkException):
         TOKENS.read_opt_out(signed("confirmation", PRODUCT_ID.bytes))
     with pytest.raises(ForgedLinkException):
