@@ -1,15 +1,16 @@
 """Group commit: rows that several threads insert at the same moment go to the database in one statement.
 
 The round trip and the flush of the database's log are most of what a registration costs, and they cost the same for
-one row as for ten. No row waits for others: those that come while a statement is under way share the next one.
+one row as for ten. Those that come while a statement is under way share the next one; and as long as rows do not come
+alone, each statement is held back for a moment, as PostgreSQL does with commit_delay and commit_siblings
+(https://www.postgresql.org/docs/current/wal-configuration.html). A row that comes alone never waits.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -17,14 +18,19 @@ from sqlalchemy.exc import DBAPIError
 Row = dict[str, Any]
 Insert = Callable[[Sequence[Row]], None]
 
+PAUSE_SECONDS = 0.002
+"""What a statement waits for more rows: about as long as a thread needs to bring one on a busy machine."""
 
-@dataclass
+
 class _Entry:
-    """A row on its way; `error` is what the database said of it."""
+    """A row on its way; its thread goes on when it has its turn: to lead, or because the row is done."""
 
-    row: Row
-    is_done: bool = False
-    error: Exception | None = None
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.is_done = False
+        self.error: BaseException | None = None
+        self.turn = threading.Lock()
+        self.turn.acquire()
 
 
 class GroupCommit:
@@ -32,8 +38,10 @@ class GroupCommit:
 
     def __init__(self, insert: Insert) -> None:
         self._insert = insert
-        self._turn = threading.Lock()
-        self._waiting: deque[_Entry] = deque()
+        self._guard = threading.Lock()
+        self._waiting: list[_Entry] = []
+        self._has_leader = False
+        self._has_company = False
 
     def insert(self, row: Row) -> None:
         """Insert a row, together with those of other threads, and return when it is committed.
@@ -42,17 +50,34 @@ class GroupCommit:
         connection is not tried again; it fails them all.
         """
         entry = _Entry(row)
-        self._waiting.append(entry)
-        with self._turn:
-            if not entry.is_done:
-                self._insert_together([self._waiting.popleft() for _ in range(len(self._waiting))])
+        with self._guard:
+            self._waiting.append(entry)
+            must_wait, self._has_leader = self._has_leader, True
+        if must_wait:
+            entry.turn.acquire()
+        if not entry.is_done:
+            self._lead()
         if entry.error is not None:
             raise entry.error
+
+    def _lead(self) -> None:
+        """Insert all rows that wait, and give the lead to the first of those that came meanwhile."""
+        if self._has_company:
+            time.sleep(PAUSE_SECONDS)
+        with self._guard:
+            group, self._waiting = self._waiting, []
+        self._has_company = len(group) > 1
+        self._insert_together(group)
+        with self._guard:
+            following = self._waiting[:1]
+            self._has_leader = bool(following)
+        for entry in (*following, *group):
+            entry.turn.release()
 
     def _insert_together(self, group: Sequence[_Entry]) -> None:
         try:
             self._insert([entry.row for entry in group])
-        except Exception as error:  # noqa: BLE001  whatever it is, it is raised where each row came from
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is raised where each row came from
             is_about_a_row = isinstance(error, DBAPIError) and not error.connection_invalidated
             if len(group) > 1 and is_about_a_row:
                 for entry in group:

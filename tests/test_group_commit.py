@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import pytest
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from registration.group_commit import GroupCommit, Row
@@ -29,8 +30,13 @@ class Table:
             raise IntegrityError("INSERT", {}, Exception("known"))
 
 
-def insert_together(table: Table, values: Sequence[int]) -> dict[int, Exception | None]:
-    """Insert the first value, the others while its statement is under way; return what each got."""
+def await_waiting(group: GroupCommit, number: int) -> None:
+    while len(group._waiting) < number:
+        pass
+
+
+def insert_together(table: Table, values: Sequence[int]) -> tuple[GroupCommit, dict[int, Exception | None]]:
+    """Insert the first value, the others while its statement is under way; return the group and what each got."""
     group, outcomes = GroupCommit(table.insert), dict[int, Exception | None]()
 
     def insert(value: int) -> None:
@@ -45,28 +51,43 @@ def insert_together(table: Table, values: Sequence[int]) -> dict[int, Exception 
     assert table.has_begun.wait(10)
     for thread in threads[1:]:
         thread.start()
-    while len(group._waiting) < len(values) - 1:
-        pass
+    await_waiting(group, len(values) - 1)
     table.may_end.set()
     for thread in threads:
         thread.join()
-    return outcomes
+    return group, outcomes
 
 
 def test_rows_that_come_while_a_statement_is_under_way_share_the_next() -> None:
     table = Table()
 
-    outcomes = insert_together(table, [1, 2, 3, 4])
+    _, outcomes = insert_together(table, [1, 2, 3, 4])
 
     assert outcomes == {1: None, 2: None, 3: None, 4: None}
     first, second = table.statements
     assert (first, sorted(second)) == ([1], [2, 3, 4])
 
 
+def test_after_rows_that_had_company_the_next_is_held_back_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table()
+    group, _ = insert_together(table, [1, 2, 3])
+    companion = threading.Thread(target=group.insert, args=({"value": 5},))
+
+    def pause(_: float) -> None:
+        companion.start()
+        await_waiting(group, 2)
+
+    monkeypatch.setattr("registration.group_commit.time.sleep", pause)
+    group.insert({"value": 4})
+    companion.join()
+
+    assert table.statements[2:] == [[4, 5]]
+
+
 def test_a_row_that_is_refused_costs_its_company_nothing() -> None:
     table = Table(wrong=[3])
 
-    outcomes = insert_together(table, [1, 2, 3, 4])
+    _, outcomes = insert_together(table, [1, 2, 3, 4])
 
     assert isinstance(outcomes.pop(3), IntegrityError)
     assert outcomes == {1: None, 2: None, 4: None}
@@ -75,7 +96,7 @@ def test_a_row_that_is_refused_costs_its_company_nothing() -> None:
 def test_a_lost_connection_fails_them_all_at_once() -> None:
     table = Table(is_away=True)
 
-    outcomes = insert_together(table, [1, 2, 3])
+    _, outcomes = insert_together(table, [1, 2, 3])
 
     assert all(isinstance(outcome, OperationalError) for outcome in outcomes.values())
     assert len(table.statements) == 2
