@@ -223,10 +223,15 @@ def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: d
         .where(Delivery.id.in_(ids), Delivery.lease == lease)
         .order_by(Delivery.id)
     ).all()
-    inactive = {row.id: f"The address is {row.status}." for row in claimed if row.status != RegistrationStatus.ACTIVE}
+    recipients: list[Recipient] = []
+    inactive: dict[int, str] = {}
+    for delivery_id, address, product_id, status in claimed:
+        if status is RegistrationStatus.ACTIVE:
+            recipients.append(Recipient(delivery_id, address, product_id))
+        else:
+            inactive[delivery_id] = f"The address is {status}."
     _end(session, inactive, _S.SKIPPED, now)
-    active = (row for row in claimed if row.id not in inactive)
-    return Batch(lease, [Recipient(row.id, row.email, row.product_id) for row in active])
+    return Batch(lease, recipients)
 
 
 def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: datetime) -> None:

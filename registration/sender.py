@@ -44,6 +44,8 @@ LATE_SECONDS = 0.5
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 48
+MOST_CALLS_A_SECOND = 150.0
+"""More than one process of Python comes to. Threads that an account would allow beyond wait only for each other."""
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
 SPARE = 1.5
@@ -209,7 +211,7 @@ class Sender:
         return 0 if math.isinf(self._rate) else math.ceil(self._calls_a_second() * AHEAD_SECONDS)
 
     def _calls_a_second(self) -> float:
-        return self._rate / pacing.batch_size(self._rate, self._largest)
+        return min(self._rate / pacing.batch_size(self._rate, self._largest), MOST_CALLS_A_SECOND)
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
