@@ -16,7 +16,15 @@ from . import addresses, feedback, versions
 from .addresses import Address
 from .db import rows_matched
 from .errors import InvalidEmailException
-from .models import Broadcast, Delivery, Installation, Registration, RegistrationCount, RegistrationStatus
+from .models import (
+    Broadcast,
+    Delivery,
+    Installation,
+    Registration,
+    RegistrationCount,
+    RegistrationStatus,
+    Variation,
+)
 
 COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "status", "last_seen_at")
 """What a line may have; of these only `email` it must have. An IP address is neither taken nor given."""
@@ -143,6 +151,7 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
             kept.append(line)
     if rows:
         session.execute(insert(Registration), list(rows.values()))
+    _note_variations(session, [line.address for line in kept])
     _take_off(session, kept)
     _remember_installations(session, kept)
     return tally
@@ -259,6 +268,16 @@ def _known(session: Session, lines: Sequence[Line]) -> dict[str, int]:
 def _with_product_ids(lines: Sequence[Line]) -> Any:
     given = [line.product_id for line in lines if line.product_id is not None]
     return select(Registration.product_id).where(Registration.product_id.in_(given))
+
+
+def _note_variations(session: Session, those: Sequence[Address]) -> None:
+    """Note which variation of a mailbox is here, so that another that registers itself is asked for confirmation."""
+    mailboxes = [(addresses.mailbox(address), address.key) for address in reversed(those)]
+    first = {mailbox: key for mailbox, key in mailboxes if mailbox != key}
+    noted = session.execute(select(Variation.mailbox).where(Variation.mailbox.in_(first))).scalars() if first else ()
+    rows = [{"mailbox": mailbox, "email_key": first[mailbox]} for mailbox in first.keys() - set(noted)]
+    if rows:
+        session.execute(insert(Variation), rows)
 
 
 def _take_off(session: Session, lines: Sequence[Line]) -> None:

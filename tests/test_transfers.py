@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,13 +10,13 @@ import pytest
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import registrations, transfers
+from registration import addresses, registrations, transfers
 from registration.db import db
-from registration.models import RegistrationStatus
+from registration.models import RegistrationStatus, Variation
 from registration.transfers import RefusedLineError, guard, unguard
 
 from . import factories
@@ -55,6 +56,20 @@ def test_a_time_that_cannot_be_is_refused(name: str, time: str) -> None:
 
 def test_capitals_do_not_matter_in_a_status() -> None:
     assert parse(status=" Opted_Out").status is RegistrationStatus.OPTED_OUT
+
+
+def test_another_variation_of_a_mailbox_that_was_taken_in_is_asked_when_it_registers(application: Flask) -> None:
+    emails = ["ann+clinic@example.org", "ann+branch@example.org"]
+    with application.app_context():
+        for _ in range(2):
+            transfers.take_in(db.session(), [parse(email=email) for email in emails], is_erased=lambda *_: set())
+            db.session.commit()
+        address = addresses.normalise("ann+other@example.org")
+        application.extensions["registrar"].register(address, product_id=uuid.uuid4(), now=NOW)
+
+        noted = db.session.execute(select(Variation.mailbox, Variation.email_key)).all()
+        assert noted == [("ann@example.org", "ann+clinic@example.org")]
+        assert registrations.status_of(db.session(), address) is RegistrationStatus.UNCONFIRMED
 
 
 @given(st.text(st.sampled_from("=+-@'\t\rab")))
