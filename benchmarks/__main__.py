@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tests import mariadb
 
-from . import count, engine, feedback, pace, registrations, scale, versions, wake_up
+from . import count, engine, feedback, pace, registrations, scale, versions, wake_up, workers
 
 BENCHMARKS: dict[str, Callable[[mariadb.Server], object]] = {
     "registrations": registrations.run,
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[mariadb.Server], object]] = {
     "pace": pace.run,
     "versions": versions.run,
     "feedback": feedback.run,
+    "workers": workers.run,
 }
 
 
