@@ -266,14 +266,16 @@ def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
     return _hold_row(session, broadcast_id) is _S.CANCELLED and ledger.cancel_rest(session, broadcast_id, now)
 
 
-def retry(session: Session, broadcast_id: int, before: datetime) -> bool:
+def retry(session: Session, broadcast_id: int, before: datetime, *, begun: bool = False) -> bool:
     """Send again to the next chunk of those who failed or were cancelled before a time; return whether there was any.
 
     To be repeated with the same time, each time in a transaction of its own, until there is none. Without the time,
     those who fail again at once would be sent to for ever. A broadcast that is still being cancelled goes on even if
-    nobody was marked yet: who is queued stays queued.
+    nobody was marked yet: who is queued stays queued. `begun` is for all but the first time: who cancels the broadcast
+    in between has the say.
     """
-    _hold_row(session, broadcast_id)
+    if _hold_row(session, broadcast_id) is _S.CANCELLED and begun:
+        return False
     again = ledger.queue_again(session, broadcast_id, before)
     ended = Broadcast.status.in_([_S.SENT, _S.CANCELLED]) if again else _is_being_cancelled()
     _move(session, broadcast_id, _S.SENDING, ended, reason=None, resume_at=None, finished_at=None)

@@ -180,9 +180,10 @@ def cancel(broadcast_id: int, *, yes: bool) -> None:
 @_id
 def retry(broadcast_id: int) -> None:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
-    asked_at = _now()
-    while broadcasts.retry(db.session(), broadcast_id, asked_at):
+    asked_at, begun = _now(), False
+    while broadcasts.retry(db.session(), broadcast_id, asked_at, begun=begun):
         db.session.commit()
+        begun = True
     _commit_and_tell(broadcast_id)
 
 

@@ -410,12 +410,17 @@ class Sender:
         return False
 
     def _ask_for_account(self, now: datetime) -> None:
-        """Let one of all senders ask the mail service for the account's quotas now and then."""
+        """Let one of all senders ask the mail service for the account's quotas now and then.
+
+        Each asks once when it starts, too: its first call then finds credentials and a connection ready. One that has
+        to fetch them leaves late, and the next call of another sender is refused.
+        """
+        is_first = "account" not in self._next
         if not self._is_due("account", _ACCOUNT_SECONDS):
             return
         with self.sessions.begin() as session:
             due = pacing.needs_account(session, now=now.timestamp())
-        if due and (account := self.mailer.account()) is not None:
+        if (due or is_first) and (account := self.mailer.account()) is not None:
             with self.sessions.begin() as session:
                 pacing.remember_account(session, account)
 

@@ -410,6 +410,20 @@ def test_a_retry_ends_although_they_fail_again_at_once() -> None:
     assert not commit(broadcasts.retry, broadcast_id, asked_at)
 
 
+def test_who_cancels_a_broadcast_in_the_middle_of_a_retry_has_the_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "ROWS_AT_ONCE", 2)
+    broadcast_id = filled(4)
+    settle(claim(broadcast_id), REFUSED, REFUSED, REFUSED, REFUSED)
+    commit(broadcasts.finish, broadcast_id, NOW)
+
+    assert commit(broadcasts.retry, broadcast_id, LATER)
+    commit(broadcasts.cancel, broadcast_id)
+    assert not commit(broadcasts.retry, broadcast_id, LATER, begun=True)
+
+    assert progress(broadcast_id).status is BroadcastStatus.CANCELLED
+    assert statuses(broadcast_id) == {"failed": 2, "queued": 2}
+
+
 def test_a_retry_of_a_paused_broadcast_waits_for_it_to_be_resumed() -> None:
     broadcast_id = filled(2)
     settle(claim(broadcast_id, 1), REFUSED)

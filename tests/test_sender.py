@@ -243,22 +243,36 @@ def test_an_unknown_account_is_taken_to_be_the_smallest_and_asked_for_again(
     assert later._rate == pytest.approx(14.0 * pacing.HEADROOM)
 
 
-def test_the_account_is_asked_for_once_by_all_senders(scripted: Sender, mailer: ScriptedMailer) -> None:
+def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_that(
+    scripted: Sender, mailer: ScriptedMailer
+) -> None:
     factories.register(1)
     factories.start_broadcast()
     mailer.rate = 14.0
     scripted.look()
-    mailer.rate = 1.0
-
+    mailer.rate = 7.0
     other = replace(scripted)
     other.look()
+    mailer.rate = 1.0
 
-    assert other._rate == pytest.approx(14.0 * pacing.HEADROOM)
+    for sender in (scripted, other):
+        sender._next["account"] = 0.0
+        sender.look()
+
+        assert sender._rate == pytest.approx(7.0 * pacing.HEADROOM)
 
 
 @pytest.mark.parametrize(
     ("rate", "call_seconds", "calls"),
-    [(1.0, 0.2, 2), (14.0, 0.2, 5), (300.0, 0.2, 13), (2000.0, 0.2, 12), (2000.0, 0.01, 2), (math.inf, 1.0, 2)],
+    [
+        (1.0, 0.2, 2),
+        (14.0, 0.2, 5),
+        (300.0, 0.2, 13),
+        (2000.0, 0.2, 12),
+        (2000.0, 0.01, 2),
+        (1e5, 0.2, 45),
+        (math.inf, 1.0, 2),
+    ],
 )
 def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
     scripted: Sender, rate: float, call_seconds: float, calls: int

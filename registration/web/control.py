@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
@@ -117,9 +118,9 @@ def cancel(broadcast_id: int) -> ResponseReturnValue:
 @access.secret_pin
 def retry(broadcast_id: int) -> ResponseReturnValue:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
-    asked_at = _now()
-    while _step(lambda session: broadcasts.retry(session, broadcast_id, asked_at)):
-        pass
+    step, begun = partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()), False
+    while _step(partial(step, begun=begun)):
+        begun = True
     return _steer(broadcasts.status_of, broadcast_id)
 
 
