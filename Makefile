@@ -1,6 +1,8 @@
 # Everything a developer does. `make run` and `make test` need Python 3.11 or later, make and git, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# How many processes test at once, each with a database of its own; a database that is named is one.
+TESTERS ?= $(if $(TEST_DB_CONN_STR),0,auto)
 
 .PHONY: run test lint bench crash-test clean
 
@@ -8,7 +10,7 @@ run: .venv/run
 	@$(BIN)/python application.py --dev
 
 test: .venv/dev
-	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest --numprocesses=$(TESTERS) --maxprocesses=4 --dist=loadfile --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ LATE_SECONDS = 0.5
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 48
-MOST_CALLS_A_SECOND = 150.0
+MOST_CALLS_A_SECOND = 500.0
 """More than one process of Python comes to. Threads that an account would allow beyond wait only for each other."""
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""

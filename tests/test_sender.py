@@ -270,7 +270,7 @@ def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_t
         (300.0, 0.2, 13),
         (2000.0, 0.2, 12),
         (2000.0, 0.01, 2),
-        (1e5, 0.2, 45),
+        (1e5, 0.02, 15),
         (math.inf, 1.0, 2),
     ],
 )
