@@ -306,6 +306,7 @@ def test_missing_credentials_are_named(fake: SesFake, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("name", "value"),
     [("AWS_PROFILE", "nowhere"), ("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{free_port()}/role")],
+    ids=["profile", "container"],
 )
 def test_credentials_that_cannot_be_fetched_hold_everything_up_until_they_can(
     fake: SesFake, monkeypatch: pytest.MonkeyPatch, name: str, value: str
