@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # How many processes test at once, each with a database of its own; a database that is named is one.
-TESTERS ?= $(if $(TEST_DB_CONN_STR),0,auto)
+TESTERS ?= $(if $(value TEST_DB_CONN_STR),0,auto)
 
 .PHONY: run test lint bench crash-test clean
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from unittest import mock
 
 from tests import mariadb, redis_server, ses_fake
-from tests.crash import Scene
+from tests.crash import STARTED, Scene
 
 from . import report
 
-ROUNDS, RECIPIENTS = 5, 10_000
+ROUNDS, RECIPIENTS = 5, 20_000
 GRANTED = 100_000.0
 """The account's rate: more than any of them can send."""
 OWN, CELERY = "process of its own", "Celery worker"
@@ -62,6 +62,7 @@ def _measure(server: mariadb.Server, settings: dict[str, str], number: int) -> f
                 for process in processes:
                     process.await_start()
             stage.finish(stage.start(), 120).check()
+            assert all(STARTED in process.log.read_text() for process in processes)
             counted = fake.read()
         finally:
             stage.close()

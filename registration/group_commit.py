@@ -3,7 +3,7 @@
 The round trip and the flush of the database's log are most of what a registration costs, and they cost the same for
 one row as for ten. Those that come while a statement is under way share the next one; and as long as rows do not come
 alone, each statement is held back for a moment, as PostgreSQL does with commit_delay and commit_siblings
-(https://www.postgresql.org/docs/current/wal-configuration.html). A row that comes alone never waits.
+(https://www.postgresql.org/docs/current/wal-configuration.html). A row that comes alone does not wait.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ Insert = Callable[[Sequence[Row]], None]
 
 PAUSE_SECONDS = 0.002
 """What a statement waits for more rows: about as long as a thread needs to bring one on a busy machine."""
+
+COMPANY_SECONDS = 0.1
+"""How long after rows that came together the next are expected to."""
 
 
 class _Entry:
@@ -41,7 +44,7 @@ class GroupCommit:
         self._guard = threading.Lock()
         self._waiting: list[_Entry] = []
         self._has_leader = False
-        self._has_company = False
+        self._company_until = 0.0
 
     def insert(self, row: Row) -> None:
         """Insert a row, together with those of other threads, and return when it is committed.
@@ -62,12 +65,12 @@ class GroupCommit:
 
     def _lead(self) -> None:
         """Insert all rows that wait, and give the lead to the first of those that came meanwhile."""
-        if self._has_company:
+        if time.monotonic() < self._company_until:
             time.sleep(PAUSE_SECONDS)
         with self._guard:
             group, self._waiting = self._waiting, []
-        self._has_company = len(group) > 1
         self._insert_together(group)
+        self._company_until = time.monotonic() + COMPANY_SECONDS if len(group) > 1 else 0.0
         with self._guard:
             following = self._waiting[:1]
             self._has_leader = bool(following)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, case, select, update
+from sqlalchemy import ColumnElement, case, select, true, update
 from sqlalchemy.orm import Session
 
 from .db import rows_matched
@@ -96,10 +96,14 @@ def recovered(factor: float, seconds: float) -> float:
     return min(1.0, factor * recovery)
 
 
-def needs_account(session: Session, *, now: float) -> bool:
-    """Return whether it is time to ask the mail service about the account, and take that upon the caller."""
+def needs_account(session: Session, *, now: float, at_once: bool = False) -> bool:
+    """Return whether it is time to ask the mail service about the account, and take that upon the caller.
+
+    `at_once` is for who asks in any case: whatever is sent from now on is not in the answer.
+    """
     known_for = case((Pace.granted_rate.is_(None), UNKNOWN_SECONDS), else_=KNOWN_SECONDS)
-    return rows_matched(session, update(Pace).where(Pace.asked_at < now - known_for).values(asked_at=now)) > 0
+    due = true() if at_once else Pace.asked_at < now - known_for
+    return rows_matched(session, update(Pace).where(due).values(asked_at=now)) > 0
 
 
 def remember_account(session: Session, account: Account) -> None:

@@ -419,8 +419,8 @@ class Sender:
         if not self._is_due("account", _ACCOUNT_SECONDS):
             return
         with self.sessions.begin() as session:
-            due = pacing.needs_account(session, now=now.timestamp())
-        if (due or is_first) and (account := self.mailer.account()) is not None:
+            due = pacing.needs_account(session, now=now.timestamp(), at_once=is_first)
+        if due and (account := self.mailer.account()) is not None:
             with self.sessions.begin() as session:
                 pacing.remember_account(session, account)
 

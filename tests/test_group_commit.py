@@ -69,6 +69,7 @@ def test_rows_that_come_while_a_statement_is_under_way_share_the_next() -> None:
 
 
 def test_after_rows_that_had_company_the_next_is_held_back_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registration.group_commit.COMPANY_SECONDS", 60)
     table = Table()
     group, _ = insert_together(table, [1, 2, 3])
     companion = threading.Thread(target=group.insert, args=({"value": 5},))
@@ -82,6 +83,17 @@ def test_after_rows_that_had_company_the_next_is_held_back_for_more(monkeypatch:
     companion.join()
 
     assert table.statements[2:] == [[4, 5]]
+
+
+def test_a_row_that_comes_long_after_such_company_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registration.group_commit.COMPANY_SECONDS", 0)
+    monkeypatch.setattr("registration.group_commit.time.sleep", lambda _: pytest.fail("It waited."))
+    table = Table()
+    group, _ = insert_together(table, [1, 2, 3])
+
+    group.insert({"value": 4})
+
+    assert table.statements[2:] == [[4]]
 
 
 def test_a_row_that_is_refused_costs_its_company_nothing() -> None:

@@ -252,7 +252,9 @@ def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_t
     scripted.look()
     mailer.rate = 7.0
     other = replace(scripted)
+    begun = datetime.now(UTC)
     other.look()
+    assert commit(pacing.asked_at) >= begun
     mailer.rate = 1.0
 
     for sender in (scripted, other):
