@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 
 from registration.db import (
+    AWAY_SECONDS,
     CONNECT_SECONDS,
     LOCK_SECONDS,
     REFUSED_SECONDS,
@@ -27,6 +28,17 @@ from registration.models import Registration, RegistrationStatus
 from .ledgers import commit
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+CLOCK_STARTS = 1000.0
+
+
+class Clock:
+    """Stands in for the module `time`, and goes on only when told to."""
+
+    def __init__(self) -> None:
+        self.now = CLOCK_STARTS
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.fixture(autouse=True)
@@ -111,22 +123,48 @@ def test_the_databases_clock_is_this_machines_when_it_runs_here() -> None:
 
 
 def test_a_database_that_refuses_connections_is_left_in_peace_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
     asked = []
 
     def refuse(*_: object, **__: object) -> None:
-        asked.append(1)
+        asked.append(clock.now)
         raise ConnectionRefusedError
 
+    monkeypatch.setitem(fail_fast.__globals__, "time", clock)
     monkeypatch.setattr(socket, "create_connection", refuse)
     engine = create_engine(**engine_options("mysql+pymysql://nobody@192.0.2.1/none", pool_size=1))
     fail_fast(engine)
 
-    for tries in (1, 2):
-        for _ in range(20):
+    for since in (0.0, REFUSED_SECONDS / 2, REFUSED_SECONDS):
+        clock.now = CLOCK_STARTS + since
+        for _ in range(3):
             with pytest.raises(OperationalError):
                 engine.connect()
-        assert len(asked) == tries
-        time.sleep(REFUSED_SECONDS)
+
+    assert asked == [CLOCK_STARTS, CLOCK_STARTS + REFUSED_SECONDS]
+
+
+def test_a_database_that_is_slow_to_fail_is_left_in_peace_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    asked = []
+
+    def hang(*_: object, **__: object) -> None:
+        asked.append(clock.now)
+        clock.now += CONNECT_SECONDS
+        raise TimeoutError
+
+    monkeypatch.setitem(fail_fast.__globals__, "time", clock)
+    monkeypatch.setattr(socket, "create_connection", hang)
+    engine = create_engine(**engine_options("mysql+pymysql://nobody@192.0.2.1/none", pool_size=1))
+    fail_fast(engine)
+    failed_at = CLOCK_STARTS + CONNECT_SECONDS
+
+    for since in (-CONNECT_SECONDS, 0.0, REFUSED_SECONDS, AWAY_SECONDS):
+        clock.now = failed_at + since
+        with pytest.raises(OperationalError):
+            engine.connect()
+
+    assert asked == [CLOCK_STARTS, failed_at + AWAY_SECONDS]
 
 
 def test_only_the_handshake_has_to_be_as_quick_as_the_connection() -> None:
