@@ -1,4 +1,4 @@
-"""Registrations a second and their latency: the plainest service, this one, and a POST that only answers."""
+"""Registrations a second and their latency: the plainest service, the barest, this, and a POST that only answers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from . import report, servers
 
 CONNECTIONS = (16, 64)
 ROUNDS, SECONDS = 7, 2.0
-"""Many short rounds rather than a few long ones: whatever else the machine does then hits all three alike."""
-PLAINEST, SERVICE, ANSWER = "plainest, 2 sync workers", "the service, 2 x 8 threads", "POST that only answers"
+"""Many short rounds rather than a few long ones: whatever else the machine does then hits all alike."""
+PLAINEST, BAREST = "plainest, 2 sync workers", "barest, 2 x 8 threads"
+SERVICE, ANSWER = "the service, 2 x 8 threads", "POST that only answers"
 
 Seen = dict[str, float]
 """What one run of `benchmarks.load` saw."""
 
 
 def run(server: mariadb.Server) -> None:
-    """Measure the three in turn, several rounds, and print medians and ratios."""
+    """Measure them in turn, several rounds, and print medians and ratios."""
     with ExitStack() as stack:
         plainest = servers.gunicorn(
-            "benchmarks.plainest:application", "--workers=2", DB_CONN_STR=_create_plainest_database(server)
+            "benchmarks.plainest:application", "--workers=2", DB_CONN_STR=_create_plain_database(server, "plainest")
+        )
+        barest = servers.gunicorn(
+            "benchmarks.barest:application",
+            *servers.AS_IN_PRODUCTION,
+            DB_CONN_STR=_create_plain_database(server, "barest"),
         )
         answer = servers.gunicorn("benchmarks.answer:application", *servers.AS_IN_PRODUCTION)
         service = servers.service(servers.create_database(server, "service"))
         ports = {
             PLAINEST: stack.enter_context(plainest),
+            BAREST: stack.enter_context(barest),
             SERVICE: stack.enter_context(service),
             ANSWER: stack.enter_context(answer),
         }
@@ -43,9 +50,9 @@ def run(server: mariadb.Server) -> None:
     _print(rounds)
 
 
-def _create_plainest_database(server: mariadb.Server) -> str:
-    url = server.create_database("plainest")
-    with server.connect("plainest") as connection, connection.cursor() as cursor:
+def _create_plain_database(server: mariadb.Server, name: str) -> str:
+    url = server.create_database(name)
+    with server.connect(name) as connection, connection.cursor() as cursor:
         cursor.execute(
             "CREATE TABLE registration (id INTEGER NOT NULL AUTO_INCREMENT PRIMARY KEY,"
             " email VARCHAR(254) NOT NULL UNIQUE, product_id VARCHAR(36) NOT NULL)"
@@ -70,7 +77,7 @@ def _print(rounds: list[dict[tuple[str, int], Seen]]) -> None:
 
     rows = []
     for connections in CONNECTIONS:
-        for name in (PLAINEST, SERVICE, ANSWER):
+        for name in (PLAINEST, BAREST, SERVICE, ANSWER):
             per_second = values("per_second", name, connections)
             p50, p99 = (statistics.median(values(figure, name, connections)) for figure in ("p50", "p99"))
             spread = f"{min(per_second):,.0f}-{max(per_second):,.0f}"
@@ -89,3 +96,7 @@ def _print(rounds: list[dict[tuple[str, int], Seen]]) -> None:
     report.at_most(1 / 3, ratio("p99", SERVICE, PLAINEST, 64), "p99 of the service / plainest at 64 connections")
     share = ratio("per_second", SERVICE, ANSWER, 16)
     report.at_least(0.45, share, "Rate of the service / POST that only answers at 16 connections")
+    print("The barest, for what can be reached:", end=" ")
+    rates = [f"{ratio('per_second', BAREST, PLAINEST, n):.2f} at {n}" for n in CONNECTIONS]
+    p99, share = ratio("p99", BAREST, PLAINEST, 64), ratio("per_second", BAREST, ANSWER, 16)
+    print(f"rate / plainest {', '.join(rates)}; p99 / plainest {p99:.2f}; rate / answer {share:.2f}.")

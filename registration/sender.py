@@ -1,4 +1,4 @@
-"""What sends: a look at the work, and the calls in flight: claim, pace and commit, send, settle and commit."""
+"""What sends: one thread looks at the work, one claims, and some call: pace and commit, send, settle and commit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -106,6 +106,7 @@ class Sender:
         self._clock_offset = timedelta(0)
         self._expire_from = 0.0
         self._largest = 1
+        self._has_more = False
         self._bulk_calls: deque[tuple[float, bool]] = deque()
         self._single_until = self._claim_at = self._departed_at = 0.0
         self._turn = threading.Lock()
@@ -113,17 +114,26 @@ class Sender:
         self._message_of = lru_cache(maxsize=8)(self._load_message)
 
     def run(self) -> None:
-        """Work until `stop`; calls in flight are finished first. No failure ends it."""
+        """Work until `stop`; calls in flight are finished first. No failure ends it.
+
+        This thread looks; another claims and some make the calls, as long as there is work.
+        """
         log.info("the sender started")
-        threads: list[threading.Thread] = []
-        while not self.stopping.is_set():
-            busy = self._guard(self._look_and_claim)
-            threads = [thread for thread in threads if thread.is_alive()]
-            for number in range(len(threads), self._calls_in_flight() if self._work else 0):
-                threads.append(threading.Thread(target=self._carry_out_calls, args=(number,), name=f"calls-{number}"))
-                threads[-1].start()
-            self.stopping.wait(0 if busy else BREATH_SECONDS if self._work else LOOK_SECONDS)
-        for thread in threads:
+        threads: dict[str, threading.Thread] = {}
+        tended = False
+        while not self.stopping.wait(0 if tended else LOOK_SECONDS):
+            can_wait = self._work and self._has_more and not tended
+            if can_wait and not self._is_due("look", BUSY_LOOK_SECONDS):
+                continue
+            tended = self._guard(self.look)
+            if not self._work:
+                self._release_waiting()
+                continue
+            for name, task in self._tasks():
+                if name not in threads or not threads[name].is_alive():
+                    threads[name] = threading.Thread(target=task, name=name)
+                    threads[name].start()
+        for thread in threads.values():
             thread.join()
         self._release_waiting()
         log.info("the sender stopped")
@@ -174,21 +184,30 @@ class Sender:
         """Return the time by the database's clock, which leases and the pace of all senders go by."""
         return self.now() + self._clock_offset
 
-    def _look_and_claim(self) -> bool:
-        """Look now and then, and keep calls waiting for the threads; return whether there is more to do at once."""
-        tended = self._is_due("look", BUSY_LOOK_SECONDS if self._work else LOOK_SECONDS) and self.look()
-        if tended:
-            self._next["look"] = self._claim_at = 0.0
-        if not self._work:
-            self._release_waiting()
-        if self._calls.qsize() >= self._calls_in_flight() + self._calls_ahead() or time.monotonic() < self._claim_at:
-            return tended
+    def _tasks(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Yield what is to be done beside looking, each in a thread of its own, by name."""
+        yield "claims", self._claim_calls
+        for number in range(self._calls_in_flight()):
+            yield f"calls-{number}", partial(self._carry_out_calls, number)
+
+    def _claim_calls(self) -> None:
+        """Keep calls waiting for the threads that make them."""
+        while self._work and not self.stopping.is_set():
+            if not self._guard(self._claim_ahead):
+                self.stopping.wait(BREATH_SECONDS)
+
+    def _claim_ahead(self) -> bool:
+        """Claim the next lot unless enough calls wait or it is too early; return whether there was one."""
+        enough = self._calls_in_flight() + self._calls_ahead()
+        if self._calls.qsize() >= enough or time.monotonic() < self._claim_at:
+            return False
         self._claim_at = 0.0
         for call in (lot := self._claim_lot()):
             self._calls.put(call)
-        if not lot:
-            self._claim_at = self._claim_at or time.monotonic() + LOOK_SECONDS
-        return tended or bool(lot)
+        self._has_more = bool(lot) or self._claim_at > 0.0
+        if not self._has_more:
+            self._claim_at = time.monotonic() + LOOK_SECONDS
+        return bool(lot)
 
     def _carry_out_calls(self, number: int) -> None:
         while not self.stopping.is_set() and self._work and number < self._calls_in_flight():

@@ -462,11 +462,44 @@ def test_what_waits_for_its_instant_is_given_back_when_its_broadcast_pauses(scri
     for call in scripted._claim_lot():
         scripted._calls.put(call)
     commit(broadcasts.pause, broadcast_id)
-    scripted.look()
 
-    scripted._look_and_claim()
+    thread = threading.Thread(target=scripted.run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not (queued := commit(ledger.counts, broadcast_id)["queued"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scripted.stop()
+    thread.join(5)
 
-    assert commit(ledger.counts, broadcast_id)["queued"] == 3
+    assert queued == 3
+
+
+def test_nothing_that_a_look_waits_for_holds_the_claims_up(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(6)
+    factories.start_broadcast()
+    look, has_looked, answered = scripted.look, threading.Event(), threading.Event()
+
+    def look_slowly() -> bool:
+        if has_looked.is_set():
+            answered.wait(10)
+        has_looked.set()
+        return look()
+
+    monkeypatch.setattr(scripted, "look", look_slowly)
+    monkeypatch.setattr(sender_module, "LARGEST_LOT", mailer.largest)
+    thread = threading.Thread(target=scripted.run)
+    thread.start()
+    deadline = time.monotonic() + 5
+    while len(mailer.sent) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sent_meanwhile = len(mailer.sent)
+    scripted.stop()
+    answered.set()
+    thread.join(5)
+
+    assert sent_meanwhile == 6
 
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, Exception("gone")), RuntimeError("a bug")])
