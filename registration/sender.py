@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,6 +33,8 @@ BUSY_LOOK_SECONDS = 0.25
 TROUBLE_SECONDS = 1.0
 SETTLE_SECONDS = 8.0
 """How long outcomes are kept in hand by a sender that is to end while the database is in trouble."""
+RELEASE_SECONDS = 3.0
+"""How long what waits is given back; then it is left to the end of its leases."""
 GRACE_SECONDS = 15.0
 """How long no lease is taken as run out after trouble with the database: its outcome may be waiting to be written."""
 AHEAD_SECONDS = 0.25
@@ -120,19 +122,17 @@ class Sender:
         """
         log.info("the sender started")
         threads: dict[str, threading.Thread] = {}
-        tended = False
+        tended = True
         while not self.stopping.wait(0 if tended else LOOK_SECONDS):
             can_wait = self._work and self._has_more and not tended
             if can_wait and not self._is_due("look", BUSY_LOOK_SECONDS):
                 continue
-            tended = self._guard(self.look)
-            if not self._work:
+            if tended := self._guard(self.look):
+                self._claim_at = 0.0
+            if self._work:
+                self._guard(lambda: self._start_tasks(threads))
+            else:
                 self._release_waiting()
-                continue
-            for name, task in self._tasks():
-                if name not in threads or not threads[name].is_alive():
-                    threads[name] = threading.Thread(target=task, name=name)
-                    threads[name].start()
         for thread in threads.values():
             thread.join()
         self._release_waiting()
@@ -184,11 +184,17 @@ class Sender:
         """Return the time by the database's clock, which leases and the pace of all senders go by."""
         return self.now() + self._clock_offset
 
-    def _tasks(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        """Yield what is to be done beside looking, each in a thread of its own, by name."""
-        yield "claims", self._claim_calls
+    def _start_tasks(self, threads: dict[str, threading.Thread]) -> bool:
+        """Start what is to be done beside looking and is not being done, each in a thread of its own, by name."""
+        tasks: dict[str, Callable[[], None]] = {"claims": self._claim_calls}
         for number in range(self._calls_in_flight()):
-            yield f"calls-{number}", partial(self._carry_out_calls, number)
+            tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
+        for name, task in tasks.items():
+            if name not in threads or not threads[name].is_alive():
+                thread = threading.Thread(target=task, name=name)
+                thread.start()
+                threads[name] = thread
+        return True
 
     def _claim_calls(self) -> None:
         """Keep calls waiting for the threads that make them."""
@@ -218,11 +224,13 @@ class Sender:
     def _calls_in_flight(self) -> int:
         """Return how many calls at once keep the rate, by Little's law: calls a second times the time of a call.
 
-        That time is the shortest of late: what SES and the network take, without the threads' waiting for each other.
+        That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
+        other. The shortest would be that of one call that failed at once, and leave the others too few threads.
         """
         if math.isinf(self._rate):
             return FEWEST_IN_FLIGHT
-        wanted = math.ceil(SPARE * self._calls_a_second() * min(self._call_seconds, default=UNKNOWN_CALL_SECONDS))
+        seconds = sorted(self._call_seconds) or [UNKNOWN_CALL_SECONDS]
+        wanted = math.ceil(SPARE * self._calls_a_second() * seconds[len(seconds) // 4])
         return min(max(FEWEST_IN_FLIGHT, wanted), MOST_IN_FLIGHT)
 
     def _calls_ahead(self) -> int:
@@ -237,33 +245,34 @@ class Sender:
         for work in self._work:
             if work.status is not BroadcastStatus.SENDING:
                 continue
-            self._largest = self._largest_batch(work.broadcast_id)
+            largest = self._largest_batch(work.broadcast_id)
             with self.sessions.begin() as session:
-                lot = self._claim_and_reserve(session, work.broadcast_id)
+                lot = self._claim_and_reserve(session, work.broadcast_id, largest)
             if lot is None:
                 return []
             if lot:
+                self._largest = largest
                 return lot
         return []
 
-    def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
+    def _claim_and_reserve(self, session: Session, broadcast_id: int, largest: int) -> list[Call] | None:
         """Claim and reserve for one broadcast; return None when it is too early for anybody."""
-        now, begun = self._time(), time.monotonic()
-        too_early = pacing.free_in(session, rate=self._rate, now=now.timestamp()) - AHEAD_SECONDS
+        now, begun, rate = self._time(), time.monotonic(), self._rate
+        too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - AHEAD_SECONDS
         if too_early > 0:
             self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
             return None
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
-        largest = pacing.batch_size(self._rate, self._largest)
-        limit = max(largest, int(min(self._rate * LOT_SECONDS, LARGEST_LOT)))
+        largest = pacing.batch_size(rate, largest)
+        limit = max(largest, int(min(rate * LOT_SECONDS, LARGEST_LOT)))
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
         if batch is None:
             return []
-        wait = pacing.reserve(session, len(batch.recipients), rate=self._rate, now=now.timestamp())
+        wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
         parts = [batch.recipients[start : start + largest] for start in range(0, len(batch.recipients), largest)]
         return [
-            Call(broadcast_id, Batch(batch.lease, part), begun + wait + number * largest / self._rate)
+            Call(broadcast_id, Batch(batch.lease, part), begun + wait + number * largest / rate)
             for number, part in enumerate(parts)
         ] or [Call(broadcast_id, batch, begun)]
 
@@ -325,11 +334,11 @@ class Sender:
         return True
 
     def _release_waiting(self) -> None:
-        """Give back what waits for its instant."""
-        while not self._calls.empty():
-            with suppress(queue.Empty):
-                call = self._calls.get_nowait()
-                self._guard(lambda call=call: self._release(call))  # type: ignore[misc]
+        """Give back what waits for its instant; if the database is away for too long, the end of the leases does it."""
+        give_up = time.monotonic() + RELEASE_SECONDS
+        with suppress(queue.Empty):
+            while time.monotonic() < give_up:
+                self._guard(partial(self._release, self._calls.get_nowait()))
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Write the outcomes down, however long the database is away: what is not written down is sent twice.
@@ -410,11 +419,17 @@ class Sender:
             wait = pacing.reserve(session, len(due), rate=rate, now=now.timestamp())
         self.stopping.wait(wait)
         for confirmation in due:
-            message = confirmations.compose(self.confirmation_url(confirmation.product_id, now))
-            (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
-            if outcome.verdict in (Verdict.THROTTLED, Verdict.HELD):
+            if self.stopping.is_set() or not self._confirm(confirmation, self.confirmation_url, now):
                 with self.sessions.begin() as session:
                     confirmations.give_back(session, confirmation, self.now())
+
+    def _confirm(
+        self, confirmation: confirmations.Confirmation, url: Callable[[uuid.UUID, datetime], str], now: datetime
+    ) -> bool:
+        """Send one confirmation mail; return whether it is done with: not if the mail service asks to wait."""
+        message = confirmations.compose(url(confirmation.product_id, now))
+        (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
+        return outcome.verdict not in (Verdict.THROTTLED, Verdict.HELD)
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
         """Do a piece of work; a failure is logged and waited out."""

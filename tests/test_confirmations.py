@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from pathlib import Path
@@ -313,6 +315,21 @@ def test_a_mail_that_the_service_does_not_take_yet_is_sent_later(
     sender.look()
     sender.look()
     assert sent == [email, email]
+
+
+def test_a_sender_that_is_to_end_gives_the_confirmations_that_it_took_back(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": email})
+    sender.stop()
+    sender.look()
+    assert mails(settings) == []
+
+    later = replace(sender, stopping=threading.Event(), now=lambda: datetime.now(UTC) + timedelta(minutes=2))
+    later.look()
+
+    assert len(mails(settings)) == 1
 
 
 def test_nobody_is_asked_who_opted_out_of_nothing(

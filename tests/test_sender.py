@@ -31,7 +31,7 @@ from registration.models import (
     RegistrationCount,
     RegistrationStatus,
 )
-from registration.sender import Sender
+from registration.sender import FEWEST_IN_FLIGHT, Sender
 
 from . import factories
 from .ledgers import commit
@@ -281,9 +281,44 @@ def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
 ) -> None:
     sender = replace(scripted, mailer=ScriptedMailer())
     sender._rate, sender._largest = rate, 50
-    sender._call_seconds.append(call_seconds)
+    sender._call_seconds.extend([call_seconds] * 4)
 
     assert sender._calls_in_flight() == calls
+
+
+def test_one_call_that_fails_at_once_leaves_the_others_their_threads(scripted: Sender) -> None:
+    scripted._rate, scripted._largest = 300.0, 50
+    scripted._call_seconds.extend([0.2] * 9)
+    needed = scripted._calls_in_flight()
+
+    scripted._call_seconds.append(0.002)
+
+    assert scripted._calls_in_flight() == needed > FEWEST_IN_FLIGHT
+
+
+def test_threads_that_cannot_be_started_are_tried_again(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+    failures, start = [RuntimeError("can't start new thread")] * 2, threading.Thread.start
+
+    def fail_twice(thread: threading.Thread) -> None:
+        if failures:
+            raise failures.pop()
+        start(thread)
+
+    running = threading.Thread(target=scripted.run)
+    running.start()
+    monkeypatch.setattr(threading.Thread, "start", fail_twice)
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+    deadline = time.monotonic() + 10
+    while not mailer.sent and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scripted.stop()
+    running.join(5)
+
+    assert (len(mailer.sent), failures) == (1, [])
 
 
 def test_bulk_calls_that_are_mostly_refused_give_way_to_single_ones(scripted: Sender, mailer: ScriptedMailer) -> None:
