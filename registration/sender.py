@@ -122,16 +122,15 @@ class Sender:
         """
         log.info("the sender started")
         threads: dict[str, threading.Thread] = {}
-        tended = True
-        while not self.stopping.wait(0 if tended else LOOK_SECONDS):
+        tended, started = True, False
+        while not self.stopping.wait(0 if tended and not started else LOOK_SECONDS):
             can_wait = self._work and self._has_more and not tended
             if can_wait and not self._is_due("look", BUSY_LOOK_SECONDS):
                 continue
             if tended := self._guard(self.look):
                 self._claim_at = 0.0
-            if self._work:
-                self._guard(lambda: self._start_tasks(threads))
-            else:
+            started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
+            if not self._work:
                 self._release_waiting()
         for thread in threads.values():
             thread.join()
@@ -185,16 +184,19 @@ class Sender:
         return self.now() + self._clock_offset
 
     def _start_tasks(self, threads: dict[str, threading.Thread]) -> bool:
-        """Start what is to be done beside looking and is not being done, each in a thread of its own, by name."""
+        """Start what is to be done beside looking and is not being done, each in a thread of its own, by name.
+
+        Return whether claims have begun: the first call then leaves sooner if no look comes in between.
+        """
         tasks: dict[str, Callable[[], None]] = {"claims": self._claim_calls}
         for number in range(self._calls_in_flight()):
             tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
-        for name, task in tasks.items():
-            if name not in threads or not threads[name].is_alive():
-                thread = threading.Thread(target=task, name=name)
-                thread.start()
-                threads[name] = thread
-        return True
+        missing = [name for name in tasks if name not in threads or not threads[name].is_alive()]
+        for name in missing:
+            thread = threading.Thread(target=tasks[name], name=name)
+            thread.start()
+            threads[name] = thread
+        return "claims" in missing
 
     def _claim_calls(self) -> None:
         """Keep calls waiting for the threads that make them."""
