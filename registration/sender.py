@@ -1,4 +1,4 @@
-"""What sends: one thread looks at the work, one claims, and some call: pace and commit, send, settle and commit."""
+"""What sends: one thread looks at the work, one claims, paces and commits, and some send, settle and commit."""
 
 from __future__ import annotations
 

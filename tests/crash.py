@@ -40,6 +40,7 @@ from registration.models import (
 from . import mariadb, ses_fake
 from .sender_process import POINTS, Orders, in_flight, longest_fill
 from .ses_fake import SpawnedFake
+from .waiting import until
 
 ROOT = Path(__file__).parent.parent
 MESSAGE = messages.compose("OpenEMR 7.0.3 (2) closes a hole", "Please update today.\n" * 20)
@@ -265,14 +266,6 @@ def scene(url: str, **conduct: Any) -> Iterator[Scene]:
             yield made
         finally:
             made.close()
-
-
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait for a condition. Raises AssertionError when it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.02)
 
 
 def kill(stage: Scene, *, recipients: int, kills: Sequence[tuple[int, int]], lease: float = 5.0) -> Figures:

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from registration.models import Delivery, DeliveryStatus
 
 from . import factories, mariadb
 from .conftest import PIN, dispose, empty
+from .waiting import until
 
 START_SECONDS = 30
 A_FEW_SECONDS = 10
@@ -55,7 +55,7 @@ class Program:
 
     def wait_for(self, text: str) -> str:
         """Wait until the program has printed a text; return all that it has printed."""
-        wait_until(lambda: text in self.output.read_text() or self.process.poll() is not None)
+        until(lambda: text in self.output.read_text() or self.process.poll() is not None)
         printed = self.output.read_text()
         assert text in printed
         return printed
@@ -64,13 +64,6 @@ class Program:
         """Send a signal; return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(A_FEW_SECONDS)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + START_SECONDS
-    while not condition():
-        assert time.monotonic() < give_up, "nothing happened"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -199,14 +192,14 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
     outbox = tmp_path / "outbox"
 
     with start("--dev", SENDING_RATE="3") as program:
-        wait_until(lambda: len(mails(outbox)) >= 3)
+        until(lambda: len(mails(outbox)) >= 3)
         program.end(number)
     assert len(mails(outbox)) < len(emails)
     with application.app_context():
         assert broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC)).remaining > 0
         let_leases_run_out()
     with start("--dev") as program:
-        wait_until(lambda: is_sent(application, broadcast_id))
+        until(lambda: is_sent(application, broadcast_id))
         assert program.end() == 0
 
     assert sorted(mail["To"] for mail in mails(outbox)) == sorted(emails)
@@ -288,8 +281,8 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
         broadcast_id = factories.start_broadcast()
 
     with start("--sender", SENDING_RATE="0.02", **settings) as program:
-        wait_until(lambda: len(mails(tmp_path / "outbox")) == 1)
-        wait_until(lambda: progress(application, broadcast_id).sent == 1)
+        until(lambda: len(mails(tmp_path / "outbox")) == 1)
+        until(lambda: progress(application, broadcast_id).sent == 1)
         assert program.end() == 0
 
     with application.app_context():
@@ -308,7 +301,7 @@ def test_the_sender_outlives_credentials_that_cannot_be_fetched_and_says_what_to
     settings |= {"FEEDBACK_QUEUE_URL": f"http://127.0.0.1:{mariadb.free_port()}/queue"}
 
     with start("--sender", **settings) as program:
-        wait_until(lambda: progress(application, broadcast_id).status == "paused")
+        until(lambda: progress(application, broadcast_id).status == "paused")
         assert program.end() == 0
 
     held = progress(application, broadcast_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +29,7 @@ from registration.models import Broadcast, BroadcastRequest, Delivery, Registrat
 from . import factories, ses_events
 from .conftest import HEADERS, PIN
 from .ledgers import NOW, claim, commit, filled, lines, settle
+from .waiting import until
 
 BROADCASTS = "/api/registration/broadcast"
 NOTICE = {"title": "Update now", "contents": "There is a hole.\n"}
@@ -98,13 +99,6 @@ def let_time_pass(application: Flask, passed: timedelta) -> None:
         created_at = datetime.now(UTC) - passed
         db.session.execute(update(BroadcastRequest).values(created_at=created_at))
         db.session.commit()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.005)
 
 
 def assert_problem(response: TestResponse, status: int, title: str) -> None:

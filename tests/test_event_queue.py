@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,6 +35,7 @@ from registration.models import (
 
 from . import ledgers, mariadb, ses_events
 from .ledgers import commit
+from .waiting import until
 
 VISIBLE_AGAIN = 2
 """Seconds after which an event that was taken and not deleted comes again."""
@@ -115,13 +115,6 @@ def kept() -> list[tuple[str, str | None]]:
     db.session.rollback()
     rows = db.session.execute(select(FeedbackEvent.status, FeedbackEvent.problem).order_by(FeedbackEvent.id))
     return [(row.status, row.problem) for row in rows]
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it takes too long"
-        time.sleep(0.1)
 
 
 def test_events_have_their_effect_and_are_deleted(queue: EventQueue, sqs: Any) -> None:

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,6 +36,7 @@ from registration.sender import FEWEST_IN_FLIGHT, Sender
 
 from . import factories
 from .ledgers import commit
+from .waiting import until
 
 ACCEPTED = Outcome(Verdict.ACCEPTED, message_id="0100-1")
 
@@ -78,6 +80,19 @@ def _in_context(application: Flask) -> Iterator[None]:
 @pytest.fixture
 def scripted(sender: Sender, mailer: ScriptedMailer) -> Sender:
     return replace(sender, mailer=mailer)
+
+
+@contextmanager
+def running(sender: Sender) -> Iterator[None]:
+    """Run a sender in a thread of its own until the block ends, and see it end."""
+    thread = threading.Thread(target=sender.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        sender.stop()
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 def work(sender: Sender) -> None:
@@ -304,19 +319,14 @@ def test_threads_that_cannot_be_started_are_tried_again(
     failures, start = [RuntimeError("can't start new thread")] * 2, threading.Thread.start
 
     def fail_twice(thread: threading.Thread) -> None:
-        if failures:
+        if failures and thread.name == "claims":
             raise failures.pop()
         start(thread)
 
-    running = threading.Thread(target=scripted.run)
-    running.start()
     monkeypatch.setattr(threading.Thread, "start", fail_twice)
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
-    deadline = time.monotonic() + 10
-    while not mailer.sent and time.monotonic() < deadline:
-        time.sleep(0.01)
-    scripted.stop()
-    running.join(5)
+    with running(scripted):
+        until(lambda: mailer.sent)
 
     assert (len(mailer.sent), failures) == (1, [])
 
@@ -358,18 +368,10 @@ def test_stopping_finishes_the_batch_in_hand_and_leaves_the_rest(scripted: Sende
 def test_stopping_while_waiting_for_the_pace_gives_the_batch_back(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(3)
     broadcast_id = factories.start_broadcast()
-    slow = replace(scripted, rate_limit=0.1)
-    thread = threading.Thread(target=slow.run)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not mailer.sent and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)
+    with running(replace(scripted, rate_limit=0.1)):
+        until(lambda: mailer.sent)
+        time.sleep(0.2)
 
-    slow.stop()
-    thread.join(5)
-
-    assert not thread.is_alive()
     figures = progress(broadcast_id)
     assert (figures.sent, figures.remaining) == (1, 2)
     db.session.rollback()
@@ -498,15 +500,8 @@ def test_what_waits_for_its_instant_is_given_back_when_its_broadcast_pauses(scri
         scripted._calls.put(call)
     commit(broadcasts.pause, broadcast_id)
 
-    thread = threading.Thread(target=scripted.run)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while (queued := commit(ledger.counts, broadcast_id)["queued"]) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    scripted.stop()
-    thread.join(5)
-
-    assert queued == 3
+    with running(scripted):
+        until(lambda: commit(ledger.counts, broadcast_id)["queued"] == 3)
 
 
 def test_nothing_that_a_look_waits_for_holds_the_claims_up(
@@ -518,23 +513,15 @@ def test_nothing_that_a_look_waits_for_holds_the_claims_up(
 
     def look_slowly() -> bool:
         if has_looked.is_set():
-            answered.wait(10)
+            answered.wait(20)
         has_looked.set()
         return look()
 
     monkeypatch.setattr(scripted, "look", look_slowly)
     monkeypatch.setattr(sender_module, "LARGEST_LOT", mailer.largest)
-    thread = threading.Thread(target=scripted.run)
-    thread.start()
-    deadline = time.monotonic() + 5
-    while len(mailer.sent) < 6 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    sent_meanwhile = len(mailer.sent)
-    scripted.stop()
-    answered.set()
-    thread.join(5)
-
-    assert sent_meanwhile == 6
+    with running(scripted):
+        until(lambda: len(mailer.sent) == 6, 5)
+        answered.set()
 
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, Exception("gone")), RuntimeError("a bug")])
@@ -553,15 +540,31 @@ def test_the_loop_outlives_any_failure(
         return underway(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(broadcasts, "underway", fail_once)
-    thread = threading.Thread(target=scripted.run)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not mailer.sent and time.monotonic() < deadline:
-        time.sleep(0.01)
-    scripted.stop()
-    thread.join(5)
+    with running(scripted):
+        until(lambda: mailer.sent)
 
     assert len(mailer.sent) == 1
+
+
+def test_what_waits_is_not_given_back_one_by_one_to_a_database_that_is_away(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fail_slowly(call: sender_module.Call) -> bool:
+        tried.append(call)
+        time.sleep(0.1)
+        raise OperationalError("", {}, Exception("gone"))
+
+    monkeypatch.setattr(sender_module, "RELEASE_SECONDS", 0.25)
+    monkeypatch.setattr(scripted, "_release", fail_slowly)
+    for _ in range(50):
+        scripted._calls.put(sender_module.Call(1, ledger.Batch("lease", []), 0.0))
+    scripted.stop()
+
+    scripted.run()
+
+    assert 1 <= len(tried) <= 3
 
 
 def test_the_house_is_kept(scripted: Sender) -> None:

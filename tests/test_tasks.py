@@ -19,8 +19,9 @@ import config
 from registration import tasks
 
 from . import conftest, crash, factories, mariadb, redis_server
-from .crash import Scene, until
+from .crash import Scene
 from .sender_process import Orders
+from .waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
