@@ -141,7 +141,10 @@ def _create_sender_engine(application: Flask) -> Engine:
     """Build an engine with a connection for each of a sender's threads, without the web's round trips of caution."""
     with application.app_context():
         url = db.engine.url.render_as_string(hide_password=False)
-    return create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, careful=False))
+    engine = create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, careful=False))
+    if engine.dialect.name != "sqlite":
+        fail_fast(engine)
+    return engine
 
 
 def _create_mailer(application: Flask) -> Mailer:

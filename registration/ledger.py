@@ -62,6 +62,7 @@ _AFTER = {
     Verdict.REFUSED: _S.FAILED,
     Verdict.THROTTLED: _S.QUEUED,
     Verdict.HELD: _S.QUEUED,
+    Verdict.APART: _S.QUEUED,
     Verdict.UNKNOWN: _S.SENDING,
 }
 FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)

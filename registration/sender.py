@@ -31,9 +31,9 @@ LOOK_SECONDS = 0.05
 BUSY_LOOK_SECONDS = 0.25
 """Between two looks while there is work; claiming sees a pause by itself."""
 TROUBLE_SECONDS = 1.0
-SETTLE_SECONDS = 8.0
+SETTLE_SECONDS = 5.0
 """How long outcomes are kept in hand by a sender that is to end while the database is in trouble."""
-RELEASE_SECONDS = 3.0
+RELEASE_SECONDS = 1.0
 """How long what waits is given back; then it is left to the end of its leases."""
 GRACE_SECONDS = 15.0
 """How long no lease is taken as run out after trouble with the database: its outcome may be waiting to be written."""
@@ -60,6 +60,8 @@ MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
 SINGLE_SECONDS = 60.0
 """How long calls carry one recipient each after bulk calls were refused as too many."""
+APART_SECONDS = 5.0
+"""How long they do after one was refused because of what is in it: until that one recipient has had a call."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
 _CLOCK_SECONDS = 60.0
 _MOST_CHUNKS = 20
@@ -340,7 +342,8 @@ class Sender:
         give_up = time.monotonic() + RELEASE_SECONDS
         with suppress(queue.Empty):
             while time.monotonic() < give_up:
-                self._guard(partial(self._release, self._calls.get_nowait()))
+                if not self._guard(partial(self._release, self._calls.get_nowait())):
+                    time.sleep(RELEASE_SECONDS / 4)
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Write the outcomes down, however long the database is away: what is not written down is sent twice.
@@ -368,6 +371,9 @@ class Sender:
         if len(outcomes) > 1:
             self._note_bulk(refused=set(verdicts) == {Verdict.THROTTLED})
         self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
+        if Verdict.APART in verdicts:
+            self._single_until = max(self._single_until, time.monotonic() + APART_SECONDS)
+            verdicts = [verdict for verdict in verdicts if verdict is not Verdict.APART]
         self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
         holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
         if self._refused >= MOST_REFUSED:

@@ -219,6 +219,7 @@ NEXT = {
     Verdict.ACCEPTED: DeliveryStatus.SENT,
     Verdict.THROTTLED: DeliveryStatus.QUEUED,
     Verdict.HELD: DeliveryStatus.QUEUED,
+    Verdict.APART: DeliveryStatus.QUEUED,
     Verdict.REFUSED: DeliveryStatus.FAILED,
     Verdict.UNKNOWN: DeliveryStatus.SENDING,
 }

@@ -448,6 +448,40 @@ def test_leases_go_by_the_clock_of_the_database(scripted: Sender, monkeypatch: p
     assert abs((leased_until - expected).total_seconds()) < 30
 
 
+def test_what_is_taken_apart_goes_on_in_calls_of_one_recipient(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(6)
+    broadcast_id = factories.start_broadcast()
+    sizes: list[int] = []
+
+    def refuse_together(recipients: Sequence[Recipient]) -> list[Outcome]:
+        sizes.append(len(recipients))
+        return [Outcome(Verdict.APART)] * len(recipients) if len(recipients) > 1 else [ACCEPTED]
+
+    mailer.script = [refuse_together] * 20
+    while not sizes:
+        scripted.step()
+    first = len(sizes)
+
+    work(scripted)
+
+    assert progress(broadcast_id).sent == 6
+    assert (set(sizes[:first]), sizes[first:]) == ({2}, [1] * 6)
+
+
+def test_refusals_beside_what_is_taken_apart_count_as_refused_in_a_row(
+    scripted: Sender, mailer: ScriptedMailer
+) -> None:
+    factories.register(20)
+    broadcast_id = factories.start_broadcast()
+    refused = Outcome(Verdict.REFUSED, reason="Because.")
+    mailer.script = [lambda recipients: [refused] + [Outcome(Verdict.APART)] * (len(recipients) - 1)] * 20
+
+    work(scripted)
+
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.failed) == (BroadcastStatus.PAUSED, sender_module.MOST_REFUSED)
+
+
 def test_address_after_address_refused_is_not_blamed_on_the_addresses(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(20)
     broadcast_id = factories.start_broadcast()

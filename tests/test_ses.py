@@ -440,7 +440,7 @@ def test_going_one_by_one_ends_in_time_and_leaves_the_rest_for_later(
     fake.answers.append(Answer(accept=False, status=400, code="BadRequestException"))
     fake.usual = Answer(delay=0.15)
 
-    assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.THROTTLED]
+    assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.APART]
 
 
 def test_entries_missing_from_the_answer_are_unknown(mailer: SesMailer, fake: SesFake) -> None:

@@ -25,6 +25,8 @@ class Verdict(Enum):
     """Not taken, and never will be for this address."""
     UNKNOWN = auto()
     """Perhaps taken: the answer was lost."""
+    APART = auto()
+    """Not taken together with others: send it again in a call of its own."""
 
 
 class Outcome(NamedTuple):

@@ -48,7 +48,8 @@ BULK_ENTRIES = 50
 """https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html"""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
-ONE_BY_ONE_SECONDS = 5.0
+ONE_BY_ONE_SECONDS = 0.5
+"""How long a refused bulk call is tried again in calls of one recipient: a broadcast may be paused meanwhile."""
 LARGEST_DATA = 262_144
 """Of the data of a template, as JSON: https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_Template.html"""
 SUSPICIOUS = 5
@@ -267,7 +268,7 @@ class SesMailer:
             outcomes += self.send(message, [recipients[len(outcomes)]])
             if len(outcomes) == SUSPICIOUS and {outcome.verdict for outcome in outcomes} == {Verdict.REFUSED}:
                 return [_outcome(_NOT_UNDERSTOOD)] * len(recipients)
-        return outcomes + [_outcome(_TOO_FAST)] * (len(recipients) - len(outcomes))
+        return outcomes + [Outcome(Verdict.APART)] * (len(recipients) - len(outcomes))
 
     def _send_one(self, message: Message, recipient: Recipient) -> Outcome:
         letter, letterhead = self._prepare(message).letter, self.letterhead
