@@ -36,7 +36,10 @@ SETTLE_SECONDS = 5.0
 RELEASE_SECONDS = 1.0
 """How long what waits is given back; then it is left to the end of its leases."""
 GRACE_SECONDS = 15.0
-"""How long no lease is taken as run out after trouble with the database: its outcome may be waiting to be written."""
+"""How long no lease is taken as run out after a sender's start and after trouble with the database.
+
+The outcome of its call may be waiting to be written: by another sender, if the trouble was before this one's start.
+"""
 AHEAD_SECONDS = 0.25
 """How far ahead instants are reserved: what is claimed leaves within this time, and a pause takes no longer."""
 LOT_SECONDS = 0.1
@@ -108,7 +111,7 @@ class Sender:
         self._call_seconds: deque[float] = deque(maxlen=50)
         self._unanswered = self._refused = 0
         self._clock_offset = timedelta(0)
-        self._expire_from = 0.0
+        self._expire_from = time.monotonic() + GRACE_SECONDS
         self._largest = 1
         self._has_more = False
         self._bulk_calls: deque[tuple[float, bool]] = deque()

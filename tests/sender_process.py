@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 import logger
 import registration
-from registration import ledger, pacing
+from registration import ledger, pacing, sender
 from registration.mailers import Recipient, ses
 from registration.sender import Sender
 
@@ -117,6 +117,7 @@ def main(orders: Orders) -> None:
     """Prepare what the orders say and run the sender."""
     if orders.lease:
         ledger.LEASE = timedelta(seconds=orders.lease)
+        sender.GRACE_SECONDS = 0.0
     if orders.batch_seconds:
         pacing.BATCH_SECONDS = orders.batch_seconds
     if orders.read_seconds:

@@ -192,7 +192,10 @@ def test_a_refused_address_fails_alone(scripted: Sender, mailer: ScriptedMailer)
     assert (figures.status, figures.sent, figures.failed) == (BroadcastStatus.SENT, 1, 1)
 
 
-def test_nobody_is_lost_when_the_answer_is(scripted: Sender, mailer: ScriptedMailer) -> None:
+def test_nobody_is_lost_when_the_answer_is(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "GRACE_SECONDS", 0.0)
     factories.register(2)
     broadcast_id = factories.start_broadcast()
     mailer.script = [always(Verdict.UNKNOWN)]
@@ -415,15 +418,33 @@ def test_a_sender_that_is_to_end_does_not_hold_outcomes_for_ever(
         scripted._settle(ledger.Batch("one", []), [])
 
 
-def test_no_lease_runs_out_just_after_trouble_with_the_database(
-    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def leased_long_ago() -> None:
+    """A delivery that another sender took, and whose lease is over."""
     factories.register(1)
     broadcast_id = factories.start_broadcast()
     commit(ledger.fill, broadcast_id)
-    long_ago = datetime.now(UTC) - timedelta(minutes=5)
-    commit(ledger.claim, broadcast_id, lease="of another", limit=1, now=long_ago)
+    commit(ledger.claim, broadcast_id, lease="of another", limit=1, now=datetime.now(UTC) - timedelta(minutes=5))
+
+
+@pytest.mark.usefixtures("leased_long_ago")
+def test_no_lease_runs_out_just_after_a_start(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(scripted)
+    assert mailer.sent == []
+
+    monkeypatch.setattr(sender_module, "GRACE_SECONDS", 0.0)
+    work(replace(scripted))
+    assert len(mailer.sent) == 1
+
+
+@pytest.mark.usefixtures("leased_long_ago")
+def test_no_lease_runs_out_just_after_trouble_with_the_database(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+    scripted._expire_from = time.monotonic()
 
     scripted._guard(gone)  # type: ignore[arg-type]
     work(scripted)
