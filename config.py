@@ -24,8 +24,10 @@ DEVELOPMENT_PIN = "development-pin"
 DEVELOPMENT_KEY = "development-key-that-everybody-can-read"
 SHORTEST_KEY = 32
 SHORTEST_PIN = 8
-WEB_THREADS = 8
-"""Threads of one gunicorn worker, and therefore connections in each of its two pools."""
+WEB_THREADS = 12
+"""Threads of one gunicorn worker."""
+WEB_CONNECTIONS = 8
+"""Connections in each of its two pools: fewer, because registrations share one and a broadcast that waits has none."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _HOST_AND_PORT = re.compile(r"([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)

@@ -9,7 +9,7 @@ from config import WEB_THREADS
 bind = "127.0.0.1:8000"  # where Elastic Beanstalk's nginx looks for a Python application
 worker_class = "gthread"
 workers = 2
-threads = WEB_THREADS  # a broadcast holds one thread while it waits; the connection pools have the same size
+threads = WEB_THREADS  # a broadcast holds one while it waits; of the rest, the more wait together the fewer the commits
 
 timeout = 60  # of a worker's heartbeat, not of a request
 graceful_timeout = 55  # a broadcast waits up to 45 seconds; systemd kills whatever is left after 90

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
+from config import WEB_THREADS
 from tests import mariadb
 
 from . import report, servers
@@ -15,8 +16,8 @@ from . import report, servers
 CONNECTIONS = (16, 64)
 ROUNDS, SECONDS = 7, 2.0
 """Many short rounds rather than a few long ones: whatever else the machine does then hits all alike."""
-PLAINEST, BAREST = "plainest, 2 sync workers", "barest, 2 x 8 threads"
-SERVICE, ANSWER = "the service, 2 x 8 threads", "POST that only answers"
+PLAINEST, BAREST = "plainest, 2 sync workers", f"barest, 2 x {WEB_THREADS} threads"
+SERVICE, ANSWER = f"the service, 2 x {WEB_THREADS} threads", "POST that only answers"
 
 Seen = dict[str, float]
 """What one run of `benchmarks.load` saw."""

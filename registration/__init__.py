@@ -20,7 +20,7 @@ from sqlalchemy.orm import sessionmaker
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import logger
-from config import WEB_THREADS, Config
+from config import WEB_CONNECTIONS, Config
 
 from . import cli, event_queue, registrations_cli
 from .db import AUTOCOMMIT, db, engine_options, fail_fast
@@ -52,9 +52,9 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.config.update(
         MAX_CONTENT_LENGTH=LARGEST_BODY,
         MAX_FORM_MEMORY_SIZE=LARGEST_BODY,
-        SQLALCHEMY_ENGINE_OPTIONS=engine_options(config.DB_CONN_STR, pool_size=WEB_THREADS),
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(config.DB_CONN_STR, pool_size=WEB_CONNECTIONS),
         SQLALCHEMY_BINDS={
-            AUTOCOMMIT: engine_options(config.DB_CONN_STR, pool_size=WEB_THREADS, autocommit=True),
+            AUTOCOMMIT: engine_options(config.DB_CONN_STR, pool_size=WEB_CONNECTIONS, autocommit=True),
         },
     )
     if (file := make_url(config.DB_CONN_STR).database) and config.DB_CONN_STR.startswith("sqlite"):

@@ -21,7 +21,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.test import TestResponse
 
-from config import WEB_THREADS
+from config import WEB_CONNECTIONS
 from registration import LARGEST_BODY, broadcasts, errors
 from registration.db import AUTOCOMMIT, AWAY_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, db
 from registration.web.errors import STATUS
@@ -228,7 +228,7 @@ def test_an_error_of_the_database_is_answered_without_sql(application: Flask, st
 
 def test_an_exhausted_connection_pool_is_answered_503_in_a_few_seconds(application: Flask, client: FlaskClient) -> None:
     with ExitStack() as stack, application.app_context():
-        for _ in range(WEB_THREADS):
+        for _ in range(WEB_CONNECTIONS):
             stack.enter_context(db.engines[AUTOCOMMIT].connect())
         begun = time.monotonic()
         assert_unavailable(client.get("/ready"))
