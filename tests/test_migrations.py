@@ -60,14 +60,18 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def definitions(application: Flask) -> dict[str, str]:
-    """Return what the server says of each table, and the rows that a new database begins with."""
+    """Return what the server says of each table, and the rows that a new database begins with.
+
+    Of Alembic's own table without the collation, which is the database's.
+    """
     with application.app_context(), db.engine.connect() as connection:
         tables = sorted(inspect(connection).get_table_names())
         found = {name: connection.execute(text(f"SHOW CREATE TABLE {name}")).one()[1] for name in tables}
         for name in ("pace", "registration_count", "alembic_version"):
             if name in found:
                 found[f"rows of {name}"] = str(connection.execute(text(f"SELECT * FROM {name}")).all())
-    found["alembic_version"] = found.get("alembic_version", "").partition(" ENGINE")[0]
+    alembic_version = found.get("alembic_version", "").partition(" ENGINE")[0]
+    found["alembic_version"] = re.sub(r" COLLATE \w+", "", alembic_version)
     return {name: without_chance(definition) for name, definition in found.items()}
 
 
