@@ -44,6 +44,7 @@ LONGEST_MESSAGE_ID = 128
 _LONGEST_ASIDE = 16_384
 _LARGEST_ID = 2**63 - 1
 _TAG = "delivery"
+_WITHHELD = "OnAccountSuppressionList"
 
 _F, _S, _E = Feedback, RegistrationStatus, FeedbackEventStatus
 RANKS = (_F.DELAYED, _F.REJECTED, _F.SOFT_BOUNCE, _F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
@@ -68,7 +69,10 @@ class UnreadableEventError(ValueError):
 class Event:
     """What an event says. `feedback` is None when it only proves that the mail service took the message.
 
-    `delivery_id` is our tag, None without one; `recipients` are the addresses that it is about, as it writes them.
+    `is_withheld` is true of a bounce or complaint that repeats an earlier one: the address is on the account's
+    suppression list, so the message was not sent, and the service does not count it against the account
+    (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is our tag, None
+    without one; `recipients` are the addresses that it is about, as it writes them.
     """
 
     event_id: str
@@ -77,6 +81,7 @@ class Event:
     delivery_id: int | None
     recipients: tuple[str, ...]
     at: datetime
+    is_withheld: bool = False
 
 
 class _Line(NamedTuple):
@@ -121,6 +126,7 @@ def read(body: str) -> Event:
         delivery_id=_delivery_id(mail.get("tags")),
         recipients=tuple(found),
         at=_time(stamp),
+        is_withheld=_WITHHELD in (part.get("bounceSubType"), part.get("complaintSubType")),
     )
 
 
@@ -329,7 +335,7 @@ def _note(session: Session, told: Sequence[tuple[Event, _Line]]) -> None:
     weightiest: dict[int, tuple[int, datetime]] = {}
     for event, delivery in told:
         if event.feedback is not None:
-            here = RANKS.index(event.feedback), event.at
+            here = RANKS.index(_F.REJECTED if event.is_withheld else event.feedback), event.at
             weightiest[delivery.id] = max(here, weightiest.get(delivery.id, here))
     for rank in {rank for rank, _ in weightiest.values()}:
         times = {number: literal(at, UtcDateTime) for number, (of, at) in sorted(weightiest.items()) if of == rank}

@@ -48,13 +48,14 @@ def bounce(
     delivery_id: int | None = None,
     *,
     kind: str = "Permanent",
+    subtype: str = "General",
     address: str = ADDRESS,
     seconds: float = 1,
     **about: Any,
 ) -> str:
     part = {
         "bounceType": kind,
-        "bounceSubType": "General",
+        "bounceSubType": subtype,
         "bouncedRecipients": [
             {
                 "emailAddress": address,
@@ -78,6 +79,7 @@ def complaint(
     delivery_id: int | None = None,
     *,
     kind: str | None = "abuse",
+    subtype: str | None = None,
     address: str = ADDRESS,
     seconds: float = 1,
     **about: Any,
@@ -86,7 +88,7 @@ def complaint(
         "complainedRecipients": [{"emailAddress": address}],
         "timestamp": stamp(seconds),
         "feedbackId": f"0100-complaint-{delivery_id}-{seconds:g}",
-        "complaintSubType": None,
+        "complaintSubType": subtype,
         "userAgent": "ExampleCorp Feedback Loop (V0.01)",
         "complaintFeedbackType": kind,
         "arrivalDate": stamp(seconds),

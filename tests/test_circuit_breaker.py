@@ -9,10 +9,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
-from registration import broadcasts, circuit_breaker
+from registration import broadcasts, circuit_breaker, feedback
 from registration.db import db
 from registration.models import Broadcast, BroadcastStatus, Delivery, Feedback
 
+from . import ledgers, ses_events
 from .ledgers import NOW, commit, filled
 
 LATER = NOW + timedelta(hours=1)
@@ -28,8 +29,8 @@ def sending(accepted: int, *, queued: int = 1, **told: int) -> int:
     """Return a broadcast that is under way, with so many messages of each feedback."""
     broadcast_id = filled(accepted + queued)
     accept(broadcast_id, accepted)
-    for feedback, number in told.items():
-        tell(broadcast_id, Feedback(feedback), number)
+    for name, number in told.items():
+        tell(broadcast_id, Feedback(name), number)
     return broadcast_id
 
 
@@ -104,6 +105,19 @@ def test_a_broadcast_below_the_limits_or_the_sample_goes_on(accepted: int, told:
     assert not check(broadcast_id)
 
     assert row(broadcast_id).status is BroadcastStatus.SENDING
+
+
+def test_what_amazon_withholds_for_an_earlier_bounce_or_complaint_counts_for_nothing() -> None:
+    broadcast_id = sending(500)
+    lines = ledgers.lines(broadcast_id)
+    withheld = {"subtype": "OnAccountSuppressionList"}
+    bodies = [ses_events.bounce(line.id, **withheld) for line in lines[:50]]
+    bodies += [ses_events.complaint(line.id, **withheld) for line in lines[50:60]]
+
+    commit(feedback.take, bodies, NOW)
+
+    assert not check(broadcast_id)
+    assert feedback.counts(db.session(), broadcast_id)[Feedback.REJECTED] == 60
 
 
 def test_no_sample_is_no_circuit_breaker() -> None:
