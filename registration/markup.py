@@ -7,10 +7,15 @@ and in each version different ones.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
-_RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes", "plaintext"}
+_RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes"}
 """Elements in which nothing is a tag but their own end."""
+_ENDLESS = {"plaintext", "frameset"}
+"""Elements after which a browser shows nothing that follows, whatever ends them."""
+_FOLDING = {"canvas", "details", "dialog", "object", "select", "svg", "template"}
+"""Elements that hide what is in them, and that a browser does not end by itself."""
 _OPENING = re.compile(r"<(?=[a-z/!?])", re.IGNORECASE)
 _MARKUP = re.compile(
     r"""
@@ -40,6 +45,7 @@ class Reading:
 def read(html: str) -> Reading:
     """Find out whether HTML is a whole document or a fragment, and where and how it ends."""
     reading, position, ends = Reading(end=len(html)), 0, {"body": -1, "html": -1}
+    folding: Counter[str] = Counter()
     while opening := _OPENING.search(html, position):
         if (found := _MARKUP.match(html, opening.start())) is None:
             reading.unfinished = "a comment" if html.startswith("<!--", opening.start()) else "a tag"
@@ -48,10 +54,16 @@ def read(html: str) -> Reading:
         reading.is_document |= name in ends or found["doctype"] is not None
         if found["slash"] and name in ends:
             ends[name] = found.start()
+        elif name in _FOLDING:
+            folding[name] += -(folding[name] > 0) if found["slash"] else not found[0].endswith("/>")
+        elif not found["slash"] and name in _ENDLESS:
+            reading.unfinished = f"<{name}>"
+            break
         elif not found["slash"] and name in _RAW_TEXT:
             if (closing := re.compile(rf"</{name}(?=[\t\n\f\r />])", re.IGNORECASE).search(html, position)) is None:
                 reading.unfinished = f"<{name}>"
                 break
             position = closing.start()
+    reading.unfinished = reading.unfinished or next((f"<{name}>" for name in +folding), "")
     reading.end = next((end for end in ends.values() if end >= 0), len(html))
     return reading

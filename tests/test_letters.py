@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
@@ -297,7 +298,25 @@ def test_a_whole_document_keeps_its_own_looks_and_gets_the_footer_at_its_end(htm
     assert mail.endswith(end)
     assert mail.startswith(html[:6])
     assert mail.count(LINK) == mail.count(WHY) == 1
-    assert 'class="sheet"' not in mail
+    assert 'class="oemr-sheet"' not in mail
+
+
+def test_a_style_sheet_of_the_boards_own_does_not_hide_the_footer_by_accident() -> None:
+    mail = html_of("Text", "<style>.footer { display: none }</style><p>Own</p>")
+
+    (footer,) = re.findall(r'<td class="oemr-footer" style="([^"]*)"', mail)
+    assert 'class="footer' not in mail
+    for protection in ("display: table-cell", "visibility: visible", "opacity: 1"):
+        assert f"{protection} !important" in footer
+
+
+def test_links_in_one_long_word_take_no_minute_to_find() -> None:
+    begun = time.process_time()
+
+    rendered = render("http://a" * (messages.LONGEST_CONTENTS // 8) + " https://b.example/c")
+
+    assert rendered.count("<a ") >= 2
+    assert time.process_time() - begun < 20
 
 
 def test_a_fragment_takes_the_place_of_the_rendered_text_in_our_page() -> None:
@@ -306,7 +325,7 @@ def test_a_fragment_takes_the_place_of_the_rendered_text_in_our_page() -> None:
     assert "<h1>Own</h1>" in mail
     assert "Text" not in Shown(mail).text
     assert mail.count(LINK) == 1
-    assert 'class="sheet"' in mail
+    assert 'class="oemr-sheet"' in mail
 
 
 @pytest.mark.parametrize("html", ["", "  ", "x" * (messages.LONGEST_HTML + 1), "a\0b"])

@@ -162,12 +162,12 @@ def test_each_paragraph_runs_in_the_direction_of_its_first_letter(browser: Brows
         factories.letterhead().write(messages.compose("Title", BOTH_DIRECTIONS)).html.with_link("https://e")
     )
 
-    texts = page.locator(".words").locator("h1, p, li:not(:has(p)), th, td")
+    texts = page.locator(".oemr-words").locator("h1, p, li:not(:has(p)), th, td")
     directions = texts.evaluate_all("all => all.map(e => [e.textContent.trim(), getComputedStyle(e).direction])")
     assert len(directions) == 14
     assert [text for text, direction in directions if (direction == "rtl") is not text.startswith(HEBREW)] == []
     assert texts.evaluate_all("all => all.map(e => getComputedStyle(e).textAlign)") == ["start"] * 14
-    holders = page.locator(".words").locator("blockquote, ul, ol, table")
+    holders = page.locator(".oemr-words").locator("blockquote, ul, ol, table")
     assert holders.evaluate_all("all => all.map(e => getComputedStyle(e).direction)") == ["rtl", "rtl", "ltr", "rtl"]
     page.close()
 

@@ -67,6 +67,15 @@ def test_the_body_ends_before_its_last_real_end_tag(body: str, rest: str) -> Non
         ("<xmp></body>", "<xmp>"),
         ("<title>Text</html>", "<title>"),
         ("<style>p{}</style ", "a tag"),
+        ("<plaintext>Text</plaintext>", "<plaintext>"),
+        ("<frameset></frameset>", "<frameset>"),
+        ("<details><summary>More</summary><p>Text", "<details>"),
+        ("</details><details>", "<details>"),
+        ("<details><p>One</details><DETAILS>Two</Details>", ""),
+        ("<dialog><dialog>Text</dialog>", "<dialog>"),
+        ("<svg viewBox='0 0 1 1'/>Text", ""),
+        ("<svg><path d=''/>Text", "<svg>"),
+        ("<template><body>Text</body>", "<template>"),
     ],
 )
 def test_html_may_end_in_the_middle_of_something(html: str, unfinished: str) -> None:
