@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from email.header import Header
 from email.message import EmailMessage
 from email.policy import EmailPolicy
-from email.utils import format_datetime, localtime, make_msgid
+from email.utils import format_datetime, formataddr, localtime, make_msgid
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,15 +24,18 @@ _UNUSUAL = re.compile(r"[^\w.@+-]", re.ASCII)
 
 
 class _Policy(EmailPolicy):
-    """SMTP's, but two headers are written as their readers need them.
+    """SMTP's, but three headers are written as their readers need them.
 
     A link stays whole: Python would encode one that is longer than a line, and no program knew it. And a title is
-    encoded as one text (RFC 2047 section 6.2 drops the white space between two encoded words): Python encodes word by
-    word, and loses spaces between them.
+    encoded as one text (RFC 2047 section 6.2 drops the white space between two encoded words), and so is a sender's
+    name: Python encodes word by word, and loses spaces between them and quotation marks around them.
     """
 
     def fold(self, name: str, value: str) -> str:
         """Return a header as it is written, in lines."""
+        if name == "From":
+            (sender,) = value.addresses  # type: ignore[attr-defined]
+            return f"{name}: {formataddr((sender.display_name, sender.addr_spec))}{self.linesep}"
         if name == "List-Unsubscribe":
             return f"{name}: {value}{self.linesep}"
         if name == "Subject" and not (value.isascii() and len(value) <= _PLAIN_TITLE and "=?" not in value):
@@ -42,7 +45,7 @@ class _Policy(EmailPolicy):
 
     def fold_binary(self, name: str, value: str) -> bytes:
         """Return a header as it is written, in bytes."""
-        if name in {"List-Unsubscribe", "Subject"}:
+        if name in {"From", "List-Unsubscribe", "Subject"}:
             return self.fold(name, value).encode("ascii")
         return bytes(super().fold_binary(name, value))
 
