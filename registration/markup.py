@@ -15,7 +15,7 @@ _RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed",
 _ENDLESS = {"plaintext", "frameset"}
 """Elements after which a browser shows nothing that follows, whatever ends them."""
 _FOLDING = {"canvas", "details", "dialog", "object", "select", "svg", "template"}
-"""Elements that hide what is in them, and that a browser does not end by itself."""
+"""Elements that hide what is in them, and that a browser does not end by itself; of these only an SVG can be empty."""
 _OPENING = re.compile(r"<(?=[a-z/!?])", re.IGNORECASE)
 _MARKUP = re.compile(
     r"""
@@ -54,16 +54,18 @@ def read(html: str) -> Reading:
         reading.is_document |= name in ends or found["doctype"] is not None
         if found["slash"] and name in ends:
             ends[name] = found.start()
+        elif found["slash"]:
+            folding -= Counter([name])  # which never counts below nothing
         elif name in _FOLDING:
-            folding[name] += -(folding[name] > 0) if found["slash"] else not found[0].endswith("/>")
-        elif not found["slash"] and name in _ENDLESS:
+            folding[name] += not (name == "svg" and found[0].endswith("/>"))
+        elif name in _ENDLESS:
             reading.unfinished = f"<{name}>"
             break
-        elif not found["slash"] and name in _RAW_TEXT:
+        elif name in _RAW_TEXT:
             if (closing := re.compile(rf"</{name}(?=[\t\n\f\r />])", re.IGNORECASE).search(html, position)) is None:
                 reading.unfinished = f"<{name}>"
                 break
             position = closing.start()
-    reading.unfinished = reading.unfinished or next((f"<{name}>" for name in +folding), "")
+    reading.unfinished = reading.unfinished or next((f"<{name}>" for name in folding.elements()), "")
     reading.end = next((end for end in ends.values() if end >= 0), len(html))
     return reading

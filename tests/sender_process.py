@@ -117,7 +117,7 @@ def main(orders: Orders) -> None:
     """Prepare what the orders say and run the sender."""
     if orders.lease:
         ledger.LEASE = timedelta(seconds=orders.lease)
-        sender.GRACE_SECONDS = 0.0
+        sender.GRACE_SECONDS = 0.0  # what a dead sender leaves is to be sent while others are killed
     if orders.batch_seconds:
         pacing.BATCH_SECONDS = orders.batch_seconds
     if orders.read_seconds:

@@ -71,6 +71,8 @@ def test_the_body_ends_before_its_last_real_end_tag(body: str, rest: str) -> Non
         ("<frameset></frameset>", "<frameset>"),
         ("<details><summary>More</summary><p>Text", "<details>"),
         ("</details><details>", "<details>"),
+        ("<details/>Text", "<details>"),
+        ("</p></plaintext></div>Text", ""),
         ("<details><p>One</details><DETAILS>Two</Details>", ""),
         ("<dialog><dialog>Text</dialog>", "<dialog>"),
         ("<svg viewBox='0 0 1 1'/>Text", ""),
