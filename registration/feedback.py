@@ -327,7 +327,8 @@ def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> 
         strangers = [match.event for match in matches if match.delivery is None and match.event.feedback is feedback]
         keys = {key for event in strangers for key in map(_key, event.recipients) if key is not None}
         _suppress(session, {delivery.registration_id for delivery in told[feedback]}, keys, status)
-    _count_soft_bounces(session, [row for feedback in DECISIVE for row in told[feedback]], told[_F.SOFT_BOUNCE])
+    decisive = [row for event, row in matched if event.feedback in DECISIVE and not event.is_withheld]
+    _count_soft_bounces(session, decisive, told[_F.SOFT_BOUNCE])
 
 
 def _note(session: Session, told: Sequence[tuple[Event, _Line]]) -> None:

@@ -339,6 +339,18 @@ def test_a_late_delivery_takes_back_no_hard_bounce() -> None:
     assert status_of(lines[0].registration_id) is _S.BOUNCED
 
 
+@pytest.mark.parametrize("make", [ses_events.bounce, ses_events.complaint])
+def test_what_is_withheld_suppresses_and_ends_no_row_of_soft_bounces(make: Any) -> None:
+    lines = several_broadcasts(6)
+    for line in lines[:5]:
+        take(ses_events.soft_bounce(line.id))
+
+    take(make(lines[5].id, subtype="OnAccountSuppressionList"))
+
+    assert ledgers.lines(lines[5].broadcast_id)[0].feedback is _F.REJECTED
+    assert status_of(lines[0].registration_id) is (_S.BOUNCED if make is ses_events.bounce else _S.COMPLAINED)
+
+
 MALFORMED = {
     "": "not JSON",
     "Successfully validated SNS topic for Amazon SES event publishing.": "not JSON",
