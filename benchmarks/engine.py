@@ -5,6 +5,7 @@ Both talk to the same stand-in for SES, in turn, in one run.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ from registration.models import DeliveryStatus
 from registration.sender import Sender
 from registration.tokens import Tokens
 from tests import factories, mariadb
+from tests.waiting import until
 
 from . import report
 
@@ -40,8 +42,6 @@ ROUNDS = 9
 PLAIN_MESSAGES, ENGINE_MESSAGES = 500, 10_000
 MESSAGE = messages.compose("OpenEMR 7.0.3 (2) closes a hole", "Please update today.\n" * 50)
 SENDER = "notices@example.org"
-POLL_SECONDS = 0.1
-"""A look costs as much processor time as some fifty messages."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,9 @@ def send_with_engine(mailer: SesMailer, sessions: sessionmaker[Session]) -> None
 
 def send(mailer: SesMailer, sessions: sessionmaker[Session], broadcast_id: int) -> int:
     """Send a broadcast that has started, as the service does it; return how many messages were sent."""
-    with sender_thread(Sender(sessions, mailer)):
-        while True:
-            time.sleep(POLL_SECONDS)
-            with sessions.begin() as session:
-                if broadcasts.status_of(session, broadcast_id) == "sent":
-                    break
+    with sender_thread(sender := Sender(sessions, mailer)):
+        until(lambda: sender.has_work)
+        until(lambda: not sender.has_work, math.inf)
     with sessions.begin() as session:
         counts = ledger.counts(session, broadcast_id)
     if counts[DeliveryStatus.SENT] != sum(counts.values()):

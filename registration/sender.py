@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -49,10 +49,12 @@ LATE_SECONDS = 0.5
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 48
-MOST_CALLS_A_SECOND = 500.0
-"""More than one process of Python comes to. Threads that an account would allow beyond wait only for each other."""
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
+CALL_PROCESSOR_SECONDS = 0.006
+"""What a call is taken to cost before there was one: as much as one with fifty recipients."""
+CALLS_SHARE = 0.6
+"""Of the time of a busy process; claims and looks take the rest."""
 SPARE = 1.5
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
@@ -109,6 +111,7 @@ class Sender:
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._call_seconds: deque[float] = deque(maxlen=50)
+        self._call_processor_seconds: deque[float] = deque(maxlen=50)
         self._unanswered = self._refused = 0
         self._clock_offset = timedelta(0)
         self._expire_from = time.monotonic() + GRACE_SECONDS
@@ -236,16 +239,20 @@ class Sender:
         """
         if math.isinf(self._rate):
             return FEWEST_IN_FLIGHT
-        seconds = sorted(self._call_seconds) or [UNKNOWN_CALL_SECONDS]
-        wanted = math.ceil(SPARE * self._calls_a_second() * seconds[len(seconds) // 4])
+        wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._call_seconds, UNKNOWN_CALL_SECONDS))
         return min(max(FEWEST_IN_FLIGHT, wanted), MOST_IN_FLIGHT)
 
     def _calls_ahead(self) -> int:
         """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
         return 0 if math.isinf(self._rate) else math.ceil(self._calls_a_second() * AHEAD_SECONDS)
 
-    def _calls_a_second(self) -> float:
-        return min(self._rate / pacing.batch_size(self._rate, self._largest), MOST_CALLS_A_SECOND)
+    def _calls_a_second(self, spare: float = 1.0) -> float:
+        """Return how many calls the rate asks for, at most as many as one process of Python has time for.
+
+        Threads that the rate would allow beyond wait only for each other.
+        """
+        wanted = spare * self._rate / pacing.batch_size(self._rate, self._largest)
+        return min(wanted, CALLS_SHARE / _lower_quartile(self._call_processor_seconds, CALL_PROCESSOR_SECONDS))
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
@@ -310,10 +317,11 @@ class Sender:
         if not self._await_instant(call) or call.broadcast_id not in self._sending:
             self._release(call)
             return True
-        begun = time.monotonic()
+        begun, processor_begun = time.monotonic(), time.thread_time()
         outcomes = self.mailer.send(message, call.batch.recipients)
         self._settle(call.batch, outcomes)
         self._call_seconds.append(time.monotonic() - begun)
+        self._call_processor_seconds.append(time.thread_time() - processor_begun)
         self._heed(call.broadcast_id, outcomes)
         return True
 
@@ -501,3 +509,7 @@ class Sender:
             return False
         self._next[chore] = time.monotonic() + seconds
         return True
+
+
+def _lower_quartile(seconds: Collection[float], unknown: float) -> float:
+    return sorted(seconds)[len(seconds) // 4] if seconds else unknown

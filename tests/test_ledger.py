@@ -192,6 +192,19 @@ def test_a_delivery_is_claimed_once() -> None:
     assert claim(broadcast_id) is None
 
 
+def test_a_claim_leaves_alone_what_lies_between_its_deliveries() -> None:
+    broadcast_id = filled(5)
+    settle(claim(broadcast_id), THROTTLED, UNKNOWN, THROTTLED, UNKNOWN, THROTTLED)
+
+    batch = claim(broadcast_id, 2, lease="two")
+
+    first, _, third, *_ = lines(broadcast_id)
+    assert batch is not None
+    assert [recipient.delivery_id for recipient in batch.recipients] == [first.id, third.id]
+    assert [delivery.lease for delivery in lines(broadcast_id)] == ["two", None, "two", None, None]
+    assert statuses(broadcast_id) == {"sending": 4, "queued": 1}
+
+
 def test_a_claim_hands_out_each_address_with_its_product_id() -> None:
     batch = claim(filled(3), 3)
     assert batch is not None

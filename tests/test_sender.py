@@ -290,7 +290,7 @@ def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_t
         (300.0, 0.2, 13),
         (2000.0, 0.2, 12),
         (2000.0, 0.01, 2),
-        (1e5, 0.02, 15),
+        (1e5, 5.0, 48),
         (math.inf, 1.0, 2),
     ],
 )
@@ -302,6 +302,17 @@ def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
     sender._call_seconds.extend([call_seconds] * 4)
 
     assert sender._calls_in_flight() == calls
+
+
+@pytest.mark.parametrize(("processor_seconds", "calls"), [(0.012, 10), (0.024, 5), (0.24, 2)])
+def test_there_are_no_more_calls_in_flight_than_the_process_has_time_for(
+    scripted: Sender, processor_seconds: float, calls: int
+) -> None:
+    scripted._rate, scripted._largest = 1e5, 50
+    scripted._call_seconds.extend([0.2] * 4)
+    scripted._call_processor_seconds.extend([processor_seconds] * 4)
+
+    assert scripted._calls_in_flight() == calls
 
 
 def test_one_call_that_fails_at_once_leaves_the_others_their_threads(scripted: Sender) -> None:
