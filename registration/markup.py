@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+_WHOLE = {"body", "html"}
+"""Elements that only a whole document has."""
 _RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes"}
 """Elements in which nothing is a tag but their own end."""
 _ENDLESS = {"plaintext", "frameset"}
@@ -34,7 +36,7 @@ class Reading:
     """What is known of HTML after reading it.
 
     `end` is where something can be put in as the last of its body. `unfinished` says what it ends in the middle of,
-    such as `a comment`, in which nothing that follows is shown; empty if in nothing.
+    such as `a comment`, in which nothing that is put in there is shown; empty if in nothing.
     """
 
     end: int
@@ -44,16 +46,17 @@ class Reading:
 
 def read(html: str) -> Reading:
     """Find out whether HTML is a whole document or a fragment, and where and how it ends."""
-    reading, position, ends = Reading(end=len(html)), 0, {"body": -1, "html": -1}
+    reading, position = Reading(end=len(html)), 0
+    ends: dict[str, tuple[int, str]] = {}
     folding: Counter[str] = Counter()
     while opening := _OPENING.search(html, position):
         if (found := _MARKUP.match(html, opening.start())) is None:
             reading.unfinished = "a comment" if html.startswith("<!--", opening.start()) else "a tag"
             break
         position, name = found.end(), (found["name"] or "").lower()
-        reading.is_document |= name in ends or found["doctype"] is not None
-        if found["slash"] and name in ends:
-            ends[name] = found.start()
+        reading.is_document |= name in _WHOLE or found["doctype"] is not None
+        if found["slash"] and name in _WHOLE:
+            ends[name] = found.start(), _first(folding)
         elif found["slash"]:
             folding -= Counter([name])  # which never counts below nothing
         elif name in _FOLDING:
@@ -66,6 +69,10 @@ def read(html: str) -> Reading:
                 reading.unfinished = f"<{name}>"
                 break
             position = closing.start()
-    reading.unfinished = reading.unfinished or next((f"<{name}>" for name in folding.elements()), "")
-    reading.end = next((end for end in ends.values() if end >= 0), len(html))
+    reading.end, hiding = ends.get("body") or ends.get("html") or (len(html), _first(folding))
+    reading.unfinished = reading.unfinished or hiding
     return reading
+
+
+def _first(folding: Counter[str]) -> str:
+    return next((f"<{name}>" for name in folding.elements()), "")
