@@ -48,7 +48,7 @@ LATE_SECONDS = 0.5
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
-FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 48
+FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 4, 48
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
 CALL_PROCESSOR_SECONDS = 0.006
