@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -221,7 +221,8 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
         session.execute(delete(table).where(table.registration_id == found.id))
     mailbox = addresses.mailbox(Address(stored=found.email_key, key=found.email_key))
     session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == mailbox))
-    session.execute(delete(Variation).where(Variation.mailbox == mailbox, Variation.email_key == found.email_key))
+    named = or_(Variation.mailbox == found.email_key, Variation.email_key == found.email_key)
+    session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
     aside = FeedbackEvent.status == FeedbackEventStatus.ASIDE
     about = func.lower(FeedbackEvent.body).contains(found.email_key, autoescape=True)
     session.execute(update(FeedbackEvent).where(aside, about).values(body=None))

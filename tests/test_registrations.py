@@ -143,14 +143,26 @@ def test_a_plain_address_costs_one_statement_and_leaves_no_note() -> None:
     assert db.session.execute(select(Variation.mailbox)).scalars().all() == []
 
 
+def erase(email: str) -> None:
+    tokens = current_app.extensions["tokens"]
+    registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
+    db.session.commit()
+
+
+def test_erasing_a_plain_address_erases_it_from_the_note_of_a_variation_that_stays() -> None:
+    for email in ("ann+1@example.org", "ann@example.org", "bob+1@example.org"):
+        register(email)
+
+    erase("ann@example.org")
+
+    assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
+    emails = db.session.execute(select(Registration.email)).scalars()
+    assert set(emails) == {"", "ann+1@example.org", "bob+1@example.org"}
+
+
 def test_erasing_the_first_variation_of_a_mailbox_removes_its_note_and_no_other() -> None:
     for email in ("ann+1@example.org", "ann+2@example.org", "bob+1@example.org"):
         register(email)
-
-    def erase(email: str) -> None:
-        tokens = current_app.extensions["tokens"]
-        registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
-        db.session.commit()
 
     erase("ann+2@example.org")
     assert len(db.session.execute(select(Variation)).scalars().all()) == 2
