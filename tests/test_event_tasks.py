@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from registration.models import Feedback
 from . import conftest, ses_events
 from .ledgers import commit
 from .test_event_queue import left, put, queue_url, sent, sqs
+from .waiting import until
 
 __all__ = ["queue_url", "sqs"]
 
@@ -65,11 +65,9 @@ def test_a_worker_asks_for_it_by_itself_until_it_leaves(celery: Celery, monkeypa
     monkeypatch.setattr(celery, "send_task", lambda name, expires: asked.append((name, expires)))
 
     signals.worker_ready.send(sender="the test")
-    time.sleep(0.3)
+    until(lambda: asked.count((event_tasks.TASK, event_tasks.EXPIRE_SECONDS)) > 2)
     signals.worker_shutting_down.send(sender="the test")
     join()
-
-    assert asked.count((event_tasks.TASK, event_tasks.EXPIRE_SECONDS)) > 2
 
 
 def test_a_worker_that_leaves_takes_nothing_more(celery: Celery, sqs: Any, queue_url: str) -> None:
