@@ -527,6 +527,21 @@ def test_address_after_address_refused_is_not_blamed_on_the_addresses(scripted: 
     assert "one address after another" in (figures.reason or "")
 
 
+def test_a_call_is_measured_by_the_clock_and_by_the_processor(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+
+    def answer_late(recipients: Sequence[Recipient]) -> list[Outcome]:
+        time.sleep(0.3)
+        return [ACCEPTED] * len(recipients)
+
+    mailer.script = [answer_late]
+    until(lambda: scripted.step() and mailer.sent)
+
+    (seconds,), (processor_seconds,) = scripted._call_seconds, scripted._call_processor_seconds
+    assert 0 < processor_seconds < 0.3 <= seconds
+
+
 def test_a_sender_that_slept_through_an_instant_gives_the_call_back(
     scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
