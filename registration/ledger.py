@@ -437,8 +437,8 @@ def _move(
 
 
 def _among(delivery_ids: Collection[int]) -> ColumnElement[bool]:
-    """Return the condition for distinct deliveries; where there is no gap, a range costs less than a list."""
+    """Return the condition for deliveries; without a gap, as most claims have them, a range costs less than a list."""
     first, last = min(delivery_ids, default=0), max(delivery_ids, default=0)
-    if last - first + 1 == len(delivery_ids):
+    if last - first + 1 == len(set(delivery_ids)):
         return Delivery.id.between(first, last)
     return Delivery.id.in_(delivery_ids)

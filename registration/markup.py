@@ -16,7 +16,10 @@ _RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed",
 """Elements in which nothing is a tag but their own end."""
 _ENDLESS = {"plaintext", "frameset"}
 """Elements after which a browser shows nothing that follows, whatever ends them."""
-_FOLDING = {"canvas", "details", "dialog", "object", "select", "svg", "template"}
+_FOLDING = {
+    *("audio", "canvas", "datalist", "details", "dialog", "meter", "noscript"),
+    *("object", "progress", "select", "svg", "template", "video"),
+}
 """Elements that hide what is in them, and that a browser does not end by itself; of these only an SVG can be empty."""
 _OPENING = re.compile(r"<(?=[a-z/!?])", re.IGNORECASE)
 _MARKUP = re.compile(

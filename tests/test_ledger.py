@@ -15,7 +15,7 @@ from registration.db import db, rows_matched
 from registration.errors import InvalidVersionRangeException
 from registration.ledger import Audience, Batch
 from registration.mailers import Outcome, Verdict
-from registration.models import Broadcast, DeliveryStatus, Registration, RegistrationStatus
+from registration.models import Broadcast, Delivery, DeliveryStatus, Registration, RegistrationStatus
 from registration.versions import parse_range
 
 from . import factories
@@ -203,6 +203,15 @@ def test_a_claim_leaves_alone_what_lies_between_its_deliveries() -> None:
     assert [recipient.delivery_id for recipient in batch.recipients] == [first.id, third.id]
     assert [delivery.lease for delivery in lines(broadcast_id)] == ["two", None, "two", None, None]
     assert statuses(broadcast_id) == {"sending": 4, "queued": 1}
+
+
+def test_deliveries_that_are_named_twice_are_no_range() -> None:
+    broadcast_id = filled(4)
+    first, _, third, _ = (delivery.id for delivery in lines(broadcast_id))
+
+    found = db.session.execute(select(Delivery.id).where(ledger._among([third, first, third]))).scalars()
+
+    assert set(found) == {first, third}
 
 
 def test_a_claim_hands_out_each_address_with_its_product_id() -> None:

@@ -78,6 +78,8 @@ def test_the_body_ends_before_its_last_real_end_tag(body: str, rest: str) -> Non
         ("<svg viewBox='0 0 1 1'/>Text", ""),
         ("<svg><path d=''/>Text", "<svg>"),
         ("<template><body>Text</body>", "<template>"),
+        *((f"<{name}>Text", f"<{name}>") for name in ("audio", "datalist", "meter", "noscript", "progress", "video")),
+        ("<video src='https://example.org/v'>Text</video>", ""),
         ("<body><details><summary>More</summary>Text</body></details></html>", "<details>"),
         ("<html><dialog>Text</html></dialog>", "<dialog>"),
         ("<body><details>Text</details></body><!-- <details> --></html><object>", ""),
