@@ -1,81 +1,89 @@
-"""HTML that somebody else wrote, read as a browser reads it: what is a tag there, and what only looks like one.
+"""HTML that somebody else wrote: where a footer goes in it, and what would hide it there.
 
-Python's own parser takes other things than browsers for the end of a comment, of a style sheet or of a declaration,
-and in each version different ones.
+A parser that reads as browsers do reads it with a mark in the footer's place, and the mark is looked for.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
-_WHOLE = {"body", "html"}
-"""Elements that only a whole document has."""
-_RAW_TEXT = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes"}
-"""Elements in which nothing is a tag but their own end."""
-_ENDLESS = {"plaintext", "frameset"}
-"""Elements after which a browser shows nothing that follows, whatever ends them."""
-_FOLDING = {
-    *("audio", "canvas", "datalist", "details", "dialog", "meter", "noscript"),
-    *("object", "progress", "select", "svg", "template", "video"),
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+_MARK = "\ue000"
+_DOCUMENT = re.compile(r"<(?:!doctype|html|body)(?=[\s/>])", re.IGNORECASE)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_END_TAG = re.compile(r"</(body|html)(?=[\s/>])", re.IGNORECASE)
+_MOST_END_TAGS = 3
+"""How many of each are tried as the place, from the last: one may be in a comment or a script."""
+_CARD = '<!doctype html><body style=""><table><tr><td>', "</td></tr><tr><td>"
+"""What is around a fragment in our own page, as far as it matters to a parser."""
+_HIDING = {
+    *("audio", "canvas", "datalist", "details", "dialog", "meter", "noscript", "object", "option", "progress"),
+    *("rp", "select", "svg", "video"),
 }
-"""Elements that hide what is in them, and that a browser does not end by itself; of these only an SVG can be empty."""
-_OPENING = re.compile(r"<(?=[a-z/!?])", re.IGNORECASE)
-_MARKUP = re.compile(
-    r"""
-      <!-- (?: -?> | .*? --!?> )                       # a comment; `<!-->` is one too
-    | < (?: (?P<doctype> !doctype ) | (?! !-- ) [!?] | / (?! [a-z] ) ) [^>]* >
-    | < (?P<slash> /? ) (?P<name> [a-z] [^\t\n\f\r\ />]*+ )
-      (?: = [\t\n\f\r\ ]*+ (?: "[^"]*+" | '[^']*+' | (?! ["'] ) ) | [^=>] )*+ >
-    """,
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
-"""Comments, declarations and tags: https://html.spec.whatwg.org/multipage/parsing.html#tokenization"""
+"""Elements that show nothing of what is in them, or not always."""
+_HIDING_ATTRIBUTES = ("hidden", "popover")
+_HIDING_STYLE = re.compile(r"(?<![\w-])(?:display\s*:\s*none|(?:(?:max-)?height|opacity)\s*:\s*0(?![.\d]*[1-9]))", re.I)
 
 
-@dataclass
-class Reading:
-    """What is known of HTML after reading it.
+@dataclass(frozen=True)
+class Place:
+    """Where the footer goes: after `position` characters of a whole document, or below a fragment.
 
-    `end` is where something can be put in as the last of its body. `unfinished` says what it ends in the middle of,
-    such as `a comment`, in which nothing that is put in there is shown; empty if in nothing.
+    `hidden_by` says in what nothing would be seen of it, such as `a comment` or `<details>`; empty if in nothing.
     """
 
-    end: int
+    position: int
+    hidden_by: str
     is_document: bool = False
-    unfinished: str = ""
 
 
-def read(html: str) -> Reading:
-    """Find out whether HTML is a whole document or a fragment, and where and how it ends."""
-    reading, position = Reading(end=len(html)), 0
-    ends: dict[str, tuple[int, str]] = {}
-    folding: Counter[str] = Counter()
-    while opening := _OPENING.search(html, position):
-        if (found := _MARKUP.match(html, opening.start())) is None:
-            reading.unfinished = "a comment" if html.startswith("<!--", opening.start()) else "a tag"
+def find_place(html: str) -> Place:
+    """Find the place of the footer: the end of the body, or where else it is seen if it is not seen there."""
+    if not _DOCUMENT.search(_COMMENT.sub("", html)):
+        before, after = _CARD
+        return Place(len(html), _hidden_by(before + html + after, ""))
+    ends: dict[str, list[int]] = {"body": [], "html": []}
+    for end_tag in _END_TAG.finditer(html):
+        ends[end_tag[1].lower()].append(end_tag.start())
+    positions = [position for places in ends.values() for position in reversed(places[-_MOST_END_TAGS:])]
+    for position in (*positions, len(html)):
+        place = Place(position, _hidden_by(html[:position], html[position:]), is_document=True)
+        if not place.hidden_by:
             break
-        position, name = found.end(), (found["name"] or "").lower()
-        reading.is_document |= name in _WHOLE or found["doctype"] is not None
-        if found["slash"] and name in _WHOLE:
-            ends[name] = found.start(), _first(folding)
-        elif found["slash"]:
-            folding -= Counter([name])  # which never counts below nothing
-        elif name in _FOLDING:
-            folding[name] += not (name == "svg" and found[0].endswith("/>"))
-        elif name in _ENDLESS:
-            reading.unfinished = f"<{name}>"
-            break
-        elif name in _RAW_TEXT:
-            if (closing := re.compile(rf"</{name}(?=[\t\n\f\r />])", re.IGNORECASE).search(html, position)) is None:
-                reading.unfinished = f"<{name}>"
-                break
-            position = closing.start()
-    reading.end, hiding = ends.get("body") or ends.get("html") or (len(html), _first(folding))
-    reading.unfinished = reading.unfinished or hiding
-    return reading
+    return place
 
 
-def _first(folding: Counter[str]) -> str:
-    return next((f"<{name}>" for name in folding.elements()), "")
+def _hidden_by(before: str, after: str) -> str:
+    tree = LexborHTMLParser(f"{before}<div>{_MARK}</div>{after}")
+    marks = [div for div in tree.css("div") if div.text(deep=False) == _MARK]
+    if not marks:
+        return _swallowed_by(tree)
+    around = marks[-1].parent
+    while around is not None:
+        if hiding := _hiding(around):
+            return hiding
+        around = around.parent
+    return ""
+
+
+def _hiding(node: LexborNode) -> str:
+    """Return the start of an element as it was written if it hides what is in it."""
+    if node.tag in _HIDING:
+        return f"<{node.tag}>"
+    if named := [name for name in _HIDING_ATTRIBUTES if name in node.attributes]:
+        return f"<{node.tag} {named[0]}>"
+    found = _HIDING_STYLE.search(node.attributes.get("style") or "")
+    return f'<{node.tag} style="{found[0]}">' if found else ""
+
+
+def _swallowed_by(tree: LexborHTMLParser) -> str:
+    """Say as a part of what the mark was read."""
+    for node in tree.root.traverse(include_text=True) if tree.root else ():
+        if node.is_text_node and _MARK in (text := node.text_content or ""):
+            return f"<{node.parent.tag}>" if node.parent and f"<div>{_MARK}" in text else "a tag"
+    before, mark, _ = (tree.html or "").rpartition(_MARK)
+    if mark:
+        return "a comment" if before.rfind("<!--") > before.rfind("-->") else "<template>"
+    return "<frameset>" if tree.css_first("frameset") else "a tag"

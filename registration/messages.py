@@ -35,7 +35,7 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     Raises InvalidEmailMessageException when the title is not 1 to 200 characters on one line, the contents
     not 1 to 100,000 characters of text, or the HTML not 1 to 200,000. Control characters are refused: a line break
     in a title would start another header (RFC 5322 section 2.2), and NUL is not allowed in mail at all (section 4). So
-    is HTML that ends in the middle of something, which would swallow the footer with the opt-out link.
+    is HTML that would hide the footer with the opt-out link.
     """
     title = title.strip()
     if not title or len(title) > LONGEST_TITLE:
@@ -47,9 +47,9 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     _check("contents", contents, LONGEST_CONTENTS)
     if html is not None:
         _check("html", html, LONGEST_HTML)
-        if unfinished := markup.read(html).unfinished:
+        if hidden_by := markup.find_place(html).hidden_by:
             raise InvalidEmailMessageException(
-                f"The html ends inside {unfinished}. Close it, or the opt-out link that follows is hidden."
+                f"The opt-out link goes at the end of the html, where {hidden_by} would hide it. Close that earlier."
             )
     return Message(subject=title, text=contents, html=html)
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from registration import ROOT, messages
+from registration.errors import InvalidEmailMessageException
 from registration.mailers.letters import STOP
 
 from . import chromium, factories
@@ -198,6 +201,47 @@ def test_the_opt_out_link_can_be_seen_below_html_of_ones_own(browser: Browser, h
     assert box is not None
     assert box["height"] > 10
     assert [tag for tag, contrast in page.evaluate(CONTRAST) if tag in ("DIV", "A") and contrast < 4.5] == []
+    page.close()
+
+
+PIECES = """\
+<html>|<body>|<body hidden>|<div>|<p>|<div hidden>|<div style='display: none'>|<a title='|<a b=|<b>|<button>|<frameset>
+<details>|<details open>|<summary>|<dialog>|<svg>|<svg/>|<foreignObject>|<math><mtext>|<a href=https://example.org>
+<table>|<tr>|<td>|<td hidden>|<caption>|<select>|<option>|<template>|<video>|<object>|<ruby>|<rp>|<meter>|<datalist>
+<style>|<title>|<textarea>|<script>|<!--|<![CDATA[|<noscript>|<iframe>|<plaintext>|<br>|<hr>|Text|<|>|"|</
+</html>|</body>|</div>|</p>|'>|</details>|</summary>|</dialog>|</svg>|</td>|</tr>|</table>|</select>|</template>
+</video>|</style>|</title>|</textarea>|</script>|-->|]]>|</noscript>|</ruby>|</b>|</a>|</button>
+""".replace("\n", "|").split("|")
+SEEN = """
+link => {
+  link.scrollIntoView({ block: "center" });
+  const box = link.getClientRects()[0];
+  const there = box && document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return Boolean(there && (link === there || link.contains(there)));
+}
+"""
+
+
+def test_no_html_that_is_accepted_hides_the_opt_out_link(browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 600, "height": 600}, java_script_enabled=False)
+    seen = 0
+
+    @settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+    def look(html: str) -> None:
+        nonlocal seen
+        try:
+            message = messages.compose("Title", "x", html)
+        except InvalidEmailMessageException:
+            return
+        page.set_content(factories.letterhead().write(message).html.with_link("https://example.com/stop"))
+        link = page.locator("a[href='https://example.com/stop']")
+        assert link.count() == 1
+        assert link.evaluate(SEEN)
+        seen += 1
+
+    look()
+    assert seen > 100
     page.close()
 
 

@@ -179,11 +179,11 @@ def _direct(tokens: Sequence[Token]) -> None:
 
 def _html(message: Message, footer: dict[str, str]) -> str:
     own, words = message.html, _templates.get_template("footer.html")
-    if own is not None and (read := markup.read(own)).is_document:
+    if own is not None and (place := markup.find_place(own)).is_document:
         # The page may be a dark one: its own colours can be read on it.
         end = words.render(footer, link_colour="inherit")
         style = f"{_SHOWN} padding: 16px; font: 13px/1.6 {_FONT};"
-        return f'{own[: read.end]}<div style="{style}">{end}</div>{own[read.end :]}'
+        return f'{own[: place.position]}<div style="{style}">{end}</div>{own[place.position :]}'
     body = render(message.text) if own is None else own
     return _templates.get_template("notice.html").render(
         subject=message.subject,
