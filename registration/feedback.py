@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ LONGEST_MESSAGE_ID = 128
 _LONGEST_ASIDE = 16_384
 _LARGEST_ID = 2**63 - 1
 _TAG = "delivery"
+_WORD = re.compile(r"""(?:&\#?\w{1,8};|\\+(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
+_AT = re.compile(r"@|\\u0040|%40|=40|&(?:#0*64|#x0*40|commat);", re.IGNORECASE)
+"""The sign in an address as JSON, URLs, quoted-printable and HTML may write it, in a word of what is not understood."""
 _WITHHELD = "OnAccountSuppressionList"
 
 _F, _S, _E = Feedback, RegistrationStatus, FeedbackEventStatus
@@ -158,7 +162,10 @@ def take(session: Session, bodies: Iterable[str], now: datetime) -> None:
 
 
 def put_aside(session: Session, body: str, problem: str, now: datetime) -> None:
-    """Keep an event that could not be given its effect, with the reason."""
+    """Keep an event that could not be given its effect, with the reason, and without the addresses in it.
+
+    Whoever is erased would be in it still; what the event is about can be found by our tag and the message id.
+    """
     for event_id, row in _aside(body, problem, now).items():
         if not _known(session, [event_id]):
             session.execute(insert(FeedbackEvent), row)
@@ -284,8 +291,9 @@ def _digest(text: str) -> str:
 
 
 def _aside(body: str, problem: str, now: datetime) -> dict[str, dict[str, Any]]:
-    event_id, kept = _digest(body), body[:_LONGEST_ASIDE].encode("utf-8", "replace").decode()
-    return {event_id: _row(event_id, _E.ASIDE, now, kept, problem[:255])}
+    nameless = _WORD.sub(lambda word: "[address]" if _AT.search(word[0]) else word[0], body)
+    kept = nameless[:_LONGEST_ASIDE].encode("utf-8", "replace").decode()
+    return {_digest(body): _row(_digest(body), _E.ASIDE, now, kept, problem[:255])}
 
 
 def _known(session: Session, event_ids: Sequence[str]) -> set[str]:

@@ -20,8 +20,6 @@ from .models import (
     ConfirmationMail,
     ConfirmationRequest,
     Erasure,
-    FeedbackEvent,
-    FeedbackEventStatus,
     Installation,
     Registration,
     RegistrationCount,
@@ -223,9 +221,6 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == mailbox))
     named = or_(Variation.mailbox == found.email_key, Variation.email_key == found.email_key)
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
-    aside = FeedbackEvent.status == FeedbackEventStatus.ASIDE
-    about = func.lower(FeedbackEvent.body).contains(found.email_key, autoescape=True)
-    session.execute(update(FeedbackEvent).where(aside, about).values(body=None))
     gone = {"email": "", "email_key": f"erased:{found.id}", "ip_address": None, "status": _ERASED}
     session.execute(update(Registration).where(Registration.id == found.id).values(**gone))
     session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))

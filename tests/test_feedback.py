@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import permutations
@@ -384,6 +384,42 @@ def test_a_malformed_event_is_put_aside_with_the_reason_and_holds_up_nobody(body
     assert body.startswith(kept.body or "")
     assert len(kept.body or "") <= 16_384
     assert only(broadcast_id).feedback is _F.DELIVERED
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ("To: Ann <ann+1@example.org>, x", "To: Ann <[address]>, x"),
+        ('{"destination":["o\'ann@example.org","b"]}', '{"destination":["[address]","b"]}'),
+        ('{"Message": "{\\"to\\":\\"ann@example.org\\"}"}', '{"Message": "{\\"to\\":\\"[address]\\"}"}'),
+        (r'["\u0061nn\u002b1\u0040example\u002Eorg", 1]', '["[address]", 1]'),
+        (r'["{\"to\":\"ann\\u0040example.org\\n\"}"]', r'["{\"to\":\"[address]\\n\"}"]'),
+        (r'["ann\/bob@example.org"]', '["[address]"]'),
+        ("https://example.com/x?to=ann%40example.org&y=1 z", "https:[address] z"),
+        ("ann=40example.org ann&#64;example.org ann&commat;example.org", "[address] [address] [address]"),
+        ("x" * 16_380 + " ann@example.org", "x" * 16_380 + " [ad"),
+        ("No address: 4 of 5, \\n a\\b & c; d%4 =4", "No address: 4 of 5, \\n a\\b & c; d%4 =4"),
+    ],
+)
+def test_what_is_put_aside_names_no_address(body: str, kept: str) -> None:
+    take(body)
+
+    assert [event.body for event in events()] == [kept]
+
+
+@given(
+    address=st.from_regex(r"[a-z0-9!#$%&'*+/=?^_`{|}~.-]{8,64}@[a-z0-9.-]{1,60}", fullmatch=True),
+    write=st.sampled_from([str, json.dumps, lambda address: json.dumps(json.dumps({"to": [f"Ann <{address}>"]}))]),
+    around=st.tuples(st.text(max_size=5), st.text(max_size=5)),
+)
+@settings(deadline=None)
+def test_no_way_of_writing_an_address_keeps_it(
+    address: str, write: Callable[[str], str], around: tuple[str, str]
+) -> None:
+    (row,) = feedback._aside(f"{around[0]} {write(address)} {around[1]}", "odd", NOW).values()
+
+    assert "@" not in row["body"]
+    assert address.partition("@")[0] not in row["body"]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

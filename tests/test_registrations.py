@@ -14,11 +14,10 @@ from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, feedback, registrations
+from registration import addresses, registrations
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
 from registration.models import (
-    FeedbackEvent,
     Installation,
     Registration,
     RegistrationCount,
@@ -168,19 +167,6 @@ def test_erasing_the_first_variation_of_a_mailbox_removes_its_note_and_no_other(
     assert len(db.session.execute(select(Variation)).scalars().all()) == 2
     erase("ann+1@example.org")
     assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
-
-
-def test_erasing_an_address_erases_it_from_events_that_were_put_aside() -> None:
-    register("Ann_1@example.org")
-    for name in ("ANN_1@EXAMPLE.ORG", "annx1@example.org"):
-        feedback.put_aside(db.session(), f'{{"destination": ["{name}"]}}', "It is odd.", NOW)
-
-    registrations.erase(
-        db.session(), addresses.normalise("ann_1@example.org"), tokens=current_app.extensions["tokens"], now=NOW
-    )
-
-    kept = db.session.execute(select(FeedbackEvent.problem, FeedbackEvent.body).order_by(FeedbackEvent.id)).all()
-    assert kept == [("It is odd.", None), ("It is odd.", '{"destination": ["annx1@example.org"]}')]
 
 
 def simultaneously(calls: list[Callable[[], object]]) -> list[object]:
