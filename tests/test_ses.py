@@ -412,6 +412,23 @@ def test_an_unverified_recipient_means_that_the_account_is_in_the_sandbox(
     assert all(len(outcome.reason or "") <= 255 for outcome in outcomes)
 
 
+@pytest.mark.parametrize("recipients", [ONE, THREE], ids=["single", "bulk"])
+@pytest.mark.parametrize(
+    "code", [*ses_module._CALL_ERRORS, *ses_module._ENTRY_ERRORS, "MESSAGE_REJECTED", "MessageRejected", "SomethingNew"]
+)
+def test_a_reason_is_a_sentence_of_ours_and_names_no_address(
+    mailer: SesMailer, fake: SesFake, recipients: list[Recipient], code: str
+) -> None:
+    text = "Address ann@example.org is on a list; ask bob@example.org."
+    fake.usual = Answer(entries={recipient.address: (code, text) for recipient in recipients})
+    if recipients == ONE or not code.isupper():
+        fake.usual = Answer(accept=False, status=400, code=code, text=text)
+
+    outcomes = mailer.send(MESSAGE, recipients)
+
+    assert all(outcome.reason and "@" not in outcome.reason and "list" not in outcome.reason for outcome in outcomes)
+
+
 @pytest.mark.parametrize("code", ["BadRequestException", "MessageRejected"])
 def test_one_bad_address_in_a_bulk_call_costs_nobody_else_the_notice(
     mailer: SesMailer, fake: SesFake, code: str
