@@ -45,7 +45,7 @@ LONGEST_MESSAGE_ID = 128
 _LONGEST_ASIDE = 16_384
 _LARGEST_ID = 2**63 - 1
 _TAG = "delivery"
-_WORD = re.compile(r"""(?:&\#?\w{1,8};|\\+(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
+_WORD = re.compile(r"""(?:&\#?\w{1,8};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
 _AT = re.compile(r"@|\\u0040|%40|=40|&(?:#0*64|#x0*40|commat);", re.IGNORECASE)
 """The sign in an address as JSON, URLs, quoted-printable and HTML may write it, in a word of what is not understood."""
 _WITHHELD = "OnAccountSuppressionList"

@@ -368,6 +368,8 @@ MALFORMED = {
     '{"eventType": "Bounce", "mail": {"messageId": "1"}, "bounce": []}': "bounce is not",
     '{"eventType": "Bounce", "mail": {"messageId": "1"}, "bounce": {"bouncedRecipients": []}}': "bounceType",
     "x" * (feedback.LONGEST_BODY + 1): "longer",
+    "\\" * 1_000_000: "longer",
+    "&" * 1_000_000: "longer",
 }
 
 
