@@ -16,15 +16,19 @@ _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _END_TAG = re.compile(r"</(body|html)(?=[\s/>])", re.IGNORECASE)
 _MOST_END_TAGS = 3
 """How many of each are tried as the place, from the last: one may be in a comment or a script."""
-_CARD = '<!doctype html><body style=""><table><tr><td>', "</td></tr><tr><td>"
-"""What is around a fragment in our own page, as far as it matters to a parser."""
+CARD = '<!doctype html><body style=""><table><tr><td><table><tr><td></td></tr><tr><td>', "</td></tr><tr><td>"
+"""What is around a fragment in our own page, up to the footer, as far as it matters to a parser."""
 _HIDING = {
-    *("audio", "canvas", "datalist", "details", "dialog", "meter", "noscript", "object", "option", "progress"),
-    *("rp", "select", "svg", "video"),
+    *("audio", "canvas", "datalist", "details", "dialog", "fencedframe", "marquee", "math", "meter", "noscript"),
+    *("object", "option", "progress", "rp", "select", "svg", "video"),
 }
 """Elements that show nothing of what is in them, or not always."""
 _HIDING_ATTRIBUTES = ("hidden", "popover")
-_HIDING_STYLE = re.compile(r"(?<![\w-])(?:display\s*:\s*none|(?:(?:max-)?height|opacity)\s*:\s*0(?![.\d]*[1-9]))", re.I)
+_HIDING_STYLE = re.compile(
+    r"(?<![\w-])(?:display\s*:\s*none|(?:(?:max-)?(?:height|width)|opacity)\s*:\s*(?=[.0])[.0]*(?![.\d]))",
+    re.IGNORECASE,
+)
+"""What mails hide their previews with, left open by accident; there is no end of what could be done on purpose."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Place:
 def find_place(html: str) -> Place:
     """Find the place of the footer: the end of the body, or where else it is seen if it is not seen there."""
     if not _DOCUMENT.search(_COMMENT.sub("", html)):
-        before, after = _CARD
+        before, after = CARD
         return Place(len(html), _hidden_by(before + html + after, ""))
     ends: dict[str, list[int]] = {"body": [], "html": []}
     for end_tag in _END_TAG.finditer(html):
@@ -57,9 +61,11 @@ def find_place(html: str) -> Place:
 
 def _hidden_by(before: str, after: str) -> str:
     tree = LexborHTMLParser(f"{before}<div>{_MARK}</div>{after}")
-    marks = [div for div in tree.css("div") if div.text(deep=False) == _MARK]
+    marks = [div for div in tree.css("div") if div.text() == _MARK]
     if not marks:
         return _swallowed_by(tree)
+    if tree.css_first("template[shadowrootmode]"):
+        return "<template shadowrootmode>"
     around = marks[-1].parent
     while around is not None:
         if hiding := _hiding(around):

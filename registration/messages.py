@@ -13,7 +13,8 @@ LONGEST_TITLE = 200
 LONGEST_CONTENTS = 100_000
 LONGEST_HTML = 200_000
 TEST_MARK = "[TEST] "
-_LINE_BREAKERS = {"Cc", "Zl", "Zp"}
+_LINE_BREAKERS = {"Cc", "Cs", "Zl", "Zp"}
+"""Cs is half of a character (a surrogate), which nothing can encode."""
 _ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*?\?=", re.IGNORECASE)
 """What mail programs decode in a header, line breaks and all: also with spaces, which RFC 2047 section 2 forbids."""
 _ALLOWED_CONTROLS = "\t\n\r"
@@ -62,5 +63,5 @@ def mark_as_test(message: Message) -> Message:
 def _check(name: str, text: str, longest: int) -> None:
     if not text.strip() or len(text) > longest:
         raise InvalidEmailMessageException(f"The {name} must have 1 to {longest:,} characters.")
-    if any(unicodedata.category(character) == "Cc" for character in text if character not in _ALLOWED_CONTROLS):
-        raise InvalidEmailMessageException(f"The {name} must not hold control characters.")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text if character not in _ALLOWED_CONTROLS):
+        raise InvalidEmailMessageException(f"The {name} must not hold control characters or lone surrogates.")

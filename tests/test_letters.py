@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from registration import messages
+from registration import markup, messages
 from registration.errors import InvalidEmailMessageException
 from registration.mailers import Mailer, Recipient, Verdict
 from registration.mailers.letters import LONGEST_LINK, STOP, WHY, render
@@ -299,6 +299,16 @@ def test_a_whole_document_keeps_its_own_looks_and_gets_the_footer_at_its_end(htm
     assert mail.startswith(html[:6])
     assert mail.count(LINK) == mail.count(WHY) == 1
     assert 'class="oemr-sheet"' not in mail
+
+
+def test_the_footer_is_looked_for_in_a_page_like_ours() -> None:
+    words, marked = "board", html_of("Text", "board")
+
+    between = re.search(rf"<body.*{words}.*oemr-footer", marked, re.DOTALL)
+    assert between is not None
+    before, _, after = between[0].partition(f"\n{words}\n")
+    tags = [re.findall(r"</?(?:body|table|tr|td)\b", part) for part in (before, after)]
+    assert tags == [re.findall(r"</?(?:body|table|tr|td)\b", part) for part in markup.CARD]
 
 
 def test_a_style_sheet_of_the_boards_own_does_not_hide_the_footer_by_accident() -> None:

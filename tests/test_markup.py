@@ -65,7 +65,9 @@ SWALLOWING = [
     ("<plaintext>Text</plaintext>", "<plaintext>"),
     ("<details><table></details>", "<details>"),
     ("<template><body>Text</body>", "<template>"),
-    ("</table><div hidden>Text", "<div hidden>"),
+    ("</table></table><div hidden>Text", "<div hidden>"),
+    ("Text<template shadowrootmode=open>", "<template>"),
+    ("</table></table><template shadowrootmode=open>Text</template>", "<template shadowrootmode>"),
 ]
 HIDING = [
     ("Text <a href=", "a tag"),
@@ -86,11 +88,13 @@ HIDING = [
     ("<section popover=auto><p>Text", "<section popover>"),
     ("<div style='color: red; display :none'>Text", '<div style="display :none">'),
     ("<div style='max-height:0;overflow:hidden'>Text", '<div style="max-height:0">'),
-    ("<div style='opacity: 0.00'>Text", '<div style="opacity: 0">'),
+    ("<div style='opacity: 0.00'>Text", '<div style="opacity: 0.00">'),
+    ("<div style='max-width:.0px'>Text", '<div style="max-width:.0">'),
+    ("<math><semantics><mi>x</mi><mtext>", "<math>"),
 ]
 
 
-@pytest.mark.parametrize(("html", "hidden_by"), SWALLOWING)
+@pytest.mark.parametrize(("html", "hidden_by"), [*SWALLOWING, ("</table><tbody hidden>Text", "<tbody hidden>")])
 def test_a_fragment_may_swallow_what_follows(html: str, hidden_by: str) -> None:
     assert find_place(html).hidden_by == hidden_by
 
@@ -137,6 +141,9 @@ def test_the_page_itself_may_be_hidden(html: str, hidden_by: str) -> None:
         "<div style='display:none;max-height:0'>Preview</div>Text",
         "<div style='opacity: 0.5; max-height: 0.8em; line-height: 0'>Text",
         "<td style='display: none'>Text",
+        "<p><b>Text</p>",
+        "<p><a href='https://example.org'><font color=red>Text</p><p>More</p>",
+        "<h1><strong>Text</h1>",
     ],
 )
 def test_what_is_closed_or_shown_hides_nothing(html: str) -> None:

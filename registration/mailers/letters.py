@@ -37,9 +37,13 @@ _MONOSPACE = "Consolas, Menlo, 'DejaVu Sans Mono', monospace"
 _LINK_COLOUR = "#0f5c94"
 _SHOWN = (
     "display: block !important; visibility: visible !important; opacity: 1 !important; font-size: 13px !important;"
-    " color: inherit;"
+    " background: transparent !important; color: inherit;"
 )
 """A style sheet of the board's own must not hide the opt-out link by accident."""
+_ON_WHITE = (
+    "background: #ffffff !important; color: #5a6672 !important; -webkit-text-fill-color: currentcolor !important;"
+)
+"""Whatever the colours of a page of the board's own are, and of the reader's screen, the footer can be read on it."""
 _STYLES = {
     "h1": "margin: 0 0 16px; font-size: 25px; line-height: 1.3; color: #10212f;",
     "h2": "margin: 28px 0 12px; font-size: 20px; line-height: 1.35; color: #10212f;",
@@ -180,9 +184,8 @@ def _direct(tokens: Sequence[Token]) -> None:
 def _html(message: Message, footer: dict[str, str]) -> str:
     own, words = message.html, _templates.get_template("footer.html")
     if own is not None and (place := markup.find_place(own)).is_document:
-        # The page may be a dark one: its own colours can be read on it.
-        end = words.render(footer, link_colour="inherit")
-        style = f"{_SHOWN} padding: 16px; font: 13px/1.6 {_FONT};"
+        end = words.render(footer, link_colour=f"{_LINK_COLOUR} !important")
+        style = f"{_SHOWN} {_ON_WHITE} padding: 16px; font: 13px/1.6 {_FONT};"
         return f'{own[: place.position]}<div style="{style}">{end}</div>{own[place.position :]}'
     body = render(message.text) if own is None else own
     return _templates.get_template("notice.html").render(
@@ -190,6 +193,7 @@ def _html(message: Message, footer: dict[str, str]) -> str:
         project=PROJECT,
         font=Markup(_FONT),  # noqa: S704  ours
         body=Markup(body),  # noqa: S704  rendered without anybody's HTML, or the board's own
+        is_own=own is not None,
         footer=Markup(words.render(footer, link_colour=_LINK_COLOUR)),  # noqa: S704  of our template
     )
 
