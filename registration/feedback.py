@@ -45,8 +45,10 @@ LONGEST_MESSAGE_ID = 128
 _LONGEST_ASIDE = 16_384
 _LARGEST_ID = 2**63 - 1
 _TAG = "delivery"
-_WORD = re.compile(r"""(?:&\#?\w{1,8};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
-_AT = re.compile(r"@|\\u0040|%40|=40|&(?:#0*64|#x0*40|commat);", re.IGNORECASE)
+_WORD = re.compile(r"""(?:&\#?\w{1,12};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
+_AT = re.compile(
+    r"[@\uff20\ufe6b]|\\u(?:0040|ff20|fe6b)|%(?:25)*40|=40|&(?:amp;)*(?:#0*64|#x0*40|commat)", re.IGNORECASE
+)
 """The sign in an address as JSON, URLs, quoted-printable and HTML may write it, in a word of what is not understood."""
 _WITHHELD = "OnAccountSuppressionList"
 
@@ -122,7 +124,7 @@ def read(body: str) -> Event:
     message_id = _message_id(mail)
     stamp = part.get("timestamp", mail.get("timestamp"))
     found = _addresses(part.get(recipients) if recipients else mail.get("destination"))
-    identity = [kind, message_id, part.get("feedbackId") or stamp, *sorted(found)]
+    identity = [kind, message_id, part.get("feedbackId") or stamp]
     return Event(
         event_id=_digest(json.dumps(identity)),
         feedback=_feedback(kind, part),
@@ -293,7 +295,8 @@ def _digest(text: str) -> str:
 def _aside(body: str, problem: str, now: datetime) -> dict[str, dict[str, Any]]:
     nameless = _WORD.sub(lambda word: "[address]" if _AT.search(word[0]) else word[0], body)
     kept = nameless[:_LONGEST_ASIDE].encode("utf-8", "replace").decode()
-    return {_digest(body): _row(_digest(body), _E.ASIDE, now, kept, problem[:255])}
+    event_id = _digest(nameless)
+    return {event_id: _row(event_id, _E.ASIDE, now, kept, problem[:255])}
 
 
 def _known(session: Session, event_ids: Sequence[str]) -> set[str]:
@@ -362,7 +365,9 @@ def _suppress(
     for column, values in ((Registration.id, registration_ids), (Registration.email_key, keys)):
         if values:
             those = update(Registration).where(column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]))
-            rows_matched(session, those.values(status=status))
+            # What confirmation mail went to whoever complains now confirms nothing any more.
+            void = {"confirmation_sent_at": None} if status is _S.COMPLAINED else {}
+            rows_matched(session, those.values(status=status, **void))
 
 
 def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Sequence[_Line]) -> None:

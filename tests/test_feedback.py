@@ -28,6 +28,7 @@ from registration.models import (
     RegistrationStatus,
     SoftBounce,
 )
+from registration.tokens import ConfirmationLink
 
 from . import factories, ledgers, ses_events
 from .conftest import empty
@@ -109,6 +110,27 @@ def test_each_event_is_written_down_with_the_delivery(kind: str) -> None:
     assert (line.feedback, line.status) == (expected, DeliveryStatus.SENT)
     assert line.feedback_at is not None
     assert [(event.status, event.body) for event in events()] == [("applied", None)]
+
+
+def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before() -> None:
+    broadcast_id = sent()
+    db.session.execute(update(Registration).values(status=_S.OPTED_OUT, confirmation_sent_at=NOW))
+    db.session.commit()
+
+    take(ses_events.complaint(only(broadcast_id).id))
+
+    (product_id,) = db.session.execute(select(Registration.product_id)).scalars()
+    assert not registrations.is_confirmable(db.session(), ConfirmationLink(product_id, NOW))
+
+
+def test_the_id_of_an_event_is_no_hash_from_which_an_address_can_be_guessed() -> None:
+    body = ses_events.delivery(1)
+    other = body.replace(json.loads(body)["delivery"]["recipients"][0], "other@example.org")
+
+    assert body != other
+    assert feedback.read(body).event_id == feedback.read(other).event_id
+    bodies = ["{}", "{} ", *(f'{{"to": "{name}@example.org"}}' for name in ("ann", "bob"))]
+    assert len({event_id for each in bodies for event_id in feedback._aside(each, "odd", NOW)}) == 3
 
 
 @pytest.mark.parametrize("wrap", [str, ses_events.by_sns, ses_events.by_identity])
@@ -399,6 +421,11 @@ def test_a_malformed_event_is_put_aside_with_the_reason_and_holds_up_nobody(body
         (r'["ann\/bob@example.org"]', '["[address]"]'),
         ("https://example.com/x?to=ann%40example.org&y=1 z", "https:[address] z"),
         ("ann=40example.org ann&#64;example.org ann&commat;example.org", "[address] [address] [address]"),
+        (
+            "ann%2540example.org ann&#x40example.org ann&amp;#64;example.org",
+            "[address] [address] [address];example.org",
+        ),
+        ("ann\uff20example.org", "[address]"),
         ("x" * 16_380 + " ann@example.org", "x" * 16_380 + " [ad"),
         ("No address: 4 of 5, \\n a\\b & c; d%4 =4", "No address: 4 of 5, \\n a\\b & c; d%4 =4"),
     ],
