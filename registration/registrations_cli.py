@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from io import SEEK_END, TextIOWrapper
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -45,7 +47,7 @@ _email = click.argument("email", help="The address; `-` reads it from standard i
 
 @registrations_group.command("import")
 @click.option("--dry-run", is_flag=True, help="Store nothing; tell what would become of the lines.")
-@click.option("--report", type=click.File("w", encoding="utf-8", lazy=False), help="A CSV file of the refused lines.")
+@click.option("--report", type=click.File("w", encoding="utf-8", lazy=True), help="A CSV file of the refused lines.")
 @click.argument("file", type=click.File("rb"), default="-", help="A CSV file in UTF-8 with the columns' names on top.")
 def import_(file: IO[bytes], report: IO[str] | None, *, dry_run: bool) -> None:
     """Import registrations from FILE, or standard input.
@@ -53,6 +55,8 @@ def import_(file: IO[bytes], report: IO[str] | None, *, dry_run: bool) -> None:
     The columns: email; if you like product_id, version, distribution, created_at, status and last_seen_at. Run it
     again after an interruption: what is there already is left as it is. Exit status 1: lines were refused.
     """
+    if report and Path(report.name).exists() and Path(file.name).exists() and Path(report.name).samefile(file.name):
+        raise click.UsageError("The report would overwrite the file that is imported. Name another one.")
     text = TextIOWrapper(file, "utf-8-sig", errors="replace")
     rows = _rows(text)
     written = csv.writer(report) if report else None
@@ -85,6 +89,9 @@ def export(file: IO[str], form: str) -> None:
 
     In CSV a cell that a spreadsheet would calculate gets an apostrophe in front; the import takes it off again.
     """
+    if file.name != sys.stdout.name:
+        with contextlib.suppress(OSError):  # the first write says what is wrong
+            Path(file.name).touch(mode=0o600)
     writer = csv.writer(file)
     if form == "csv":
         writer.writerow(COLUMNS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Executable, func, insert, select, update
+from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from . import addresses, feedback, versions
@@ -18,6 +18,7 @@ from .db import rows_matched
 from .errors import InvalidEmailException
 from .models import (
     Broadcast,
+    ConfirmationRequest,
     Delivery,
     Installation,
     Registration,
@@ -193,10 +194,13 @@ def unguard(cell: str) -> str:
 def take_off(session: Session, keys: Collection[str], status: RegistrationStatus) -> int:
     """Mail some addresses no more, for the reason that a status names, unless a weightier one stands; return how many.
 
-    Weightier is what asks for more before the address is mailed to again.
+    Weightier is what asks for more before the address is mailed to again. A confirmation mail from before confirms
+    nothing any more, and one that is due is not sent.
     """
-    off = update(Registration).where(Registration.email_key.in_(keys), Registration.status.in_(OFF[status]))
-    return rows_matched(session, off.values(status=status))
+    those = Registration.email_key.in_(keys), Registration.status.in_(OFF[status])
+    due = ConfirmationRequest.registration_id.in_(select(Registration.id).where(*those))
+    session.execute(delete(ConfirmationRequest).where(due))
+    return rows_matched(session, update(Registration).where(*those).values(status=status, confirmation_sent_at=None))
 
 
 def count_by_status(session: Session) -> dict[str, int]:
@@ -301,16 +305,28 @@ def _plain(value: Any) -> str | None:
 
 
 def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
+    """Store the installations of lines; one that is known was last seen at the latest time that anybody told."""
     reporting = [line for line in lines if line.version or line.distribution]
     if not reporting:
         return
     ids = _known(session, reporting)
     reporting.sort(key=lambda line: line.last_seen_at)
     new = {(ids[line.address.key], line.version, line.distribution): line for line in reporting}
-    identity = (Installation.registration_id, Installation.version, Installation.distribution)
-    there = select(*identity).where(Installation.registration_id.in_(set(ids.values())))
-    for registration_id, version, distribution in session.execute(there):
-        new.pop((registration_id, version, distribution), None)
+    there = select(
+        Installation.id,
+        Installation.registration_id,
+        Installation.version,
+        Installation.distribution,
+        Installation.last_seen_at,
+    ).where(Installation.registration_id.in_(set(ids.values())))
+    later = []
+    for known in session.execute(there):
+        line = new.pop((known.registration_id, known.version, known.distribution), None)
+        if line is not None and line.last_seen_at > known.last_seen_at:
+            later.append({"known_id": known.id, "seen_at": line.last_seen_at})
+    if later:
+        seen = update(Installation).where(Installation.id == bindparam("known_id"))
+        session.connection().execute(seen.values(last_seen_at=bindparam("seen_at")), later)
     rows = [
         {
             "registration_id": registration_id,

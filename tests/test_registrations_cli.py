@@ -23,9 +23,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from registration import ROOT, registrations, registrations_cli, transfers
-from registration.db import db
+from registration import ROOT, confirmations, registrations, registrations_cli, transfers
+from registration.db import AUTOCOMMIT, db
 from registration.models import Installation, Registration, RegistrationStatus
+from registration.tokens import ConfirmationLink
 
 from . import factories
 from .conftest import empty
@@ -385,6 +386,54 @@ def test_of_two_lines_about_an_installation_the_later_tells_when_it_was_last_see
         assert db.session.execute(select(Installation.last_seen_at)).scalar_one().year == 2025
 
 
+def test_an_installation_seen_again_further_down_a_long_table_was_last_seen_then(
+    application: Flask, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "LINES_AT_ONCE", 1)
+    lines = (f"ann@example.org,7.0.3,{day}" for day in ("2021-03-01", "2025-03-01", "2023-03-01"))
+    run("import", input=table("email,version,last_seen_at", *lines))
+
+    with application.app_context():
+        (seen,) = db.session.execute(select(Installation.first_seen_at, Installation.last_seen_at)).all()
+        assert (seen.first_seen_at.year, seen.last_seen_at.year) == (2021, 2025)
+
+
+def test_an_installation_was_first_seen_when_it_was_last_seen_if_that_was_before_the_registration(
+    application: Flask, run: Run
+) -> None:
+    run(
+        "import",
+        input=table("email,version,created_at,last_seen_at", "ann@example.org,7.0.3,2024-01-01,2021-01-01"),
+    )
+
+    with application.app_context():
+        assert db.session.execute(select(Installation.first_seen_at)).scalar_one().year == 2021
+
+
+def test_a_report_does_not_overwrite_what_is_imported(run: Run, stored: Any, tmp_path: Path) -> None:
+    file = tmp_path / "all.csv"
+    file.write_text(table("email", "ann@example.org"))
+
+    result = run("import", file, "--report", tmp_path / "." / "all.csv")
+
+    assert result.exit_code == 2
+    assert "would overwrite the file" in result.output
+    assert file.read_text() == table("email", "ann@example.org")
+    assert stored() == []
+
+
+def test_an_export_can_be_read_by_its_owner_alone(application: Flask, run: Run, tmp_path: Path) -> None:
+    with application.app_context():
+        factories.register(1)
+
+    for form in ("csv", "jsonl"):
+        assert run("export", "--format", form, tmp_path / form).exit_code == 0
+        assert (tmp_path / form).stat().st_mode & 0o777 == 0o600
+    result = run("export", tmp_path / "nowhere" / "all.csv")
+    assert result.exit_code == 1
+    assert "No such file" in result.output
+
+
 def test_an_export_as_json_lines_leaves_out_who_was_erased(application: Flask, run: Run) -> None:
     with application.app_context():
         [email] = factories.register(1)
@@ -423,6 +472,26 @@ def test_suppress_takes_an_address_off(application: Flask, run: Run) -> None:
 
     assert statuses(application) == ["complained"]
     assert run("suppress", email).exit_code == 1
+
+
+def test_who_was_taken_off_gets_no_confirmation_mail_and_comes_back_by_none_from_before(
+    application: Flask, run: Run
+) -> None:
+    now = datetime.now(UTC)
+    with application.app_context():
+        asked, due = factories.register(2, status=RegistrationStatus.UNCONFIRMED)
+        for email in (asked, due):
+            with db.engines[AUTOCOMMIT].connect() as connection:
+                confirmations.request(connection, email, now)
+            if email == asked:
+                (mail,) = confirmations.take(db.session(), now, limit=10)
+                db.session.commit()
+
+    assert [run("suppress", email).exit_code for email in (asked, due)] == [0, 0]
+
+    with application.app_context():
+        assert confirmations.take(db.session(), now, limit=10) == []
+        assert not registrations.is_confirmable(db.session(), ConfirmationLink(mail.product_id, now))
 
 
 def test_forget_asks_and_erases(application: Flask, run: Run) -> None:
