@@ -640,6 +640,26 @@ def test_a_dry_run_tells_who_would_get_it_and_sends_nothing(application: Flask, 
     assert [count(application, model) for model in (Broadcast, BroadcastRequest, Delivery)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("version", "<8"), ("dryRun", "true"), ("Title", "x"), ("", "x"), ("\ud800" * 50, "x")]
+)
+@pytest.mark.parametrize("form", ["json", "data", "query_string"])
+def test_a_misspelt_field_sends_nothing(
+    application: Flask, client: FlaskClient, mailer: SlowMailer, form: str, name: str, value: str
+) -> None:
+    register(application, 1)
+    fields = NOTICE | {name.replace("\ud800", "\u20ac") if form != "json" else name: value}
+
+    response = client.post(BROADCASTS, headers=HEADERS, **{form: fields})  # type: ignore[arg-type]
+
+    assert response.status_code == 400
+    assert "There is no field" in response.json["detail"]
+    assert "`versions`" in response.json["detail"]
+    assert len(response.json["detail"]) < 500
+    assert count(application, Broadcast) == 0
+    assert not mailer.sent
+
+
 def test_a_dry_run_of_a_test_sends_no_test(client: FlaskClient, mailer: SlowMailer) -> None:
     assert post(client, **NOTICE, test="ann@example.org", dry_run="true").json["dryRun"] is True
     assert not mailer.sent

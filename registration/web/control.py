@@ -35,6 +35,7 @@ bp = Blueprint("control", __name__, url_prefix="/api/registration/broadcast")
 POLL_SECONDS = 0.05
 PAGE, LARGEST_PAGE = 20, 100
 LONGEST_KEY = 255
+FIELDS = ("secretPin", "title", "contents", "html", "versions", "unknown", "dry_run", "test", "urgent", "resend")
 TRIES = 3
 _ONE = f"/<int(max={LARGEST_ID}):broadcast_id>"
 
@@ -49,6 +50,7 @@ def start() -> ResponseReturnValue:
     With `dry_run` nobody gets it, and the answer says who would.
     """
     fields = Fields(request, unreadable=InvalidEmailMessageException)
+    fields.allow(FIELDS)
     html = fields.text("html") if "html" in fields else None
     message = messages.compose(fields.text("title"), fields.text("contents"), html)
     urgent, resend, dry_run = (fields.flag(name) for name in ("urgent", "resend", "dry_run"))

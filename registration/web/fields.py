@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -31,6 +31,13 @@ class Fields:
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def allow(self, names: Collection[str]) -> None:
+        """Refuse a field that has none of the names: one that is misspelt, such as `version`, must not go unheard."""
+        for name in self._values:
+            if name not in names:
+                known = ", ".join(f"`{each}`" for each in names)
+                raise self.unreadable(f"There is no field {name[:40]!a}. There are {known}.")
 
     def text(self, name: str) -> str:
         """Return a value, or an empty text when it is missing."""
