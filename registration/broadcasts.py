@@ -131,19 +131,19 @@ def start(
 
 def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rate_limit: float = math.inf) -> Forecast:
     """Return what a broadcast that started now would be; `rate_limit` is the operator's own."""
-    place = literal(1) if whom.versions is None else ledger.in_range(whom)
+    place = literal(ledger.IN_RANGE) if whom.versions is None else ledger.place(whom)
     groups = select(Registration.status, place.label("place"), func.count()).group_by(Registration.status, "place")
     found: Counter[Any] = Counter()
     for after, up_to in ledger.windows(*_window(session)):
         for status, placed, number in session.execute(groups.where(Registration.id > after, Registration.id <= up_to)):
             found[placed if status == _ACTIVE else status] += number
-    recipients = found[1] + (found[None] if whom.include_unknown else 0)
+    recipients = found[ledger.IN_RANGE] + (found[ledger.UNKNOWN_VERSION] if whom.include_unknown else 0)
     known = pacing.is_account_known(session)
     return Forecast(
         recipients=recipients,
-        in_range=found[1],
-        unknown=found[None],
-        outside=found[0],
+        in_range=found[ledger.IN_RANGE],
+        unknown=found[ledger.UNKNOWN_VERSION],
+        outside=found[ledger.OUTSIDE],
         opted_out=found[RegistrationStatus.OPTED_OUT],
         suppressed=found[RegistrationStatus.BOUNCED] + found[RegistrationStatus.COMPLAINED],
         unconfirmed=found[RegistrationStatus.UNCONFIRMED],

@@ -72,6 +72,9 @@ UNSETTLED = (_S.QUEUED, _S.SENDING)
 UNKNOWN = ("include", "exclude")
 """What may be asked for with those whose version is unknown."""
 
+OUTSIDE, UNKNOWN_VERSION, IN_RANGE = range(3)
+"""Where a registration's installations are, seen from a range of versions; of several the highest counts."""
+
 _RECENT = 500
 _UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
 _INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
@@ -82,7 +85,7 @@ class Audience:
     """Whom a broadcast is for: everybody, or those with an installation in a range of versions.
 
     An installation last seen before `seen_since` counts as if it had never been reported. Whose version is unknown,
-    because there is no installation or none with a version that can be read, is in it if `include_unknown`.
+    because there is no installation or one whose version cannot be read, is in it if `include_unknown`.
     """
 
     versions: Range | None = None
@@ -148,22 +151,24 @@ def audience(whom: Audience, after: int, up_to: int) -> ColumnElement[bool]:
 
 
 def _has_version(whom: Audience) -> ColumnElement[bool]:
-    return func.coalesce(in_range(whom), int(whom.include_unknown)) == 1
+    return place(whom) >= (UNKNOWN_VERSION if whom.include_unknown else IN_RANGE)
 
 
-def in_range(whom: Audience) -> ColumnElement[int | None]:
-    """Return, for a registration, 1 with an installation in the range, 0 with others only, NULL if none is known.
+def place(whom: Audience) -> ColumnElement[int]:
+    """Return where a registration is: IN_RANGE with one of its installations, else UNKNOWN_VERSION, or OUTSIDE.
 
+    One installation whose version cannot be read is enough to be unknown: it may be the one that a notice concerns.
     One look-up in the index of a registration's installations answers all three. An EXISTS for each would be two,
     and the database may turn an EXISTS into a join with the whole table.
     """
-    known = [Installation.registration_id == Registration.id, Installation.version_key.is_not(None)]
+    theirs = [Installation.registration_id == Registration.id]
     if whom.seen_since is not None:
-        known.append(Installation.last_seen_at >= whom.seen_since)
+        theirs.append(Installation.last_seen_at >= whom.seen_since)
     intervals = whom.versions.intervals if whom.versions else ()
     inside = or_(false(), *(Installation.version_key.between(first, last) for first, last in intervals))
-    best = select(func.max(case((inside, 1), else_=0))).where(*known)
-    return best.correlate(Registration).scalar_subquery()
+    unreadable = Installation.version_key.is_(None)
+    best = select(func.max(case((inside, IN_RANGE), (unreadable, UNKNOWN_VERSION), else_=OUTSIDE))).where(*theirs)
+    return func.coalesce(best.correlate(Registration).scalar_subquery(), UNKNOWN_VERSION)
 
 
 def windows(begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -177,7 +177,7 @@ class Broadcast(Base):
 
     The audience is the active registrations up to `audience_end`; the ledger holds those up to `filled_to`.
     A paused broadcast goes on by itself at `resume_at`, or waits for a person if that is empty. `versions` limits it
-    to installations in that range seen since `seen_since`; `include_unknown` keeps those of whom no version is known.
+    to installations in that range seen since `seen_since`; `include_unknown` keeps those with an unknown version.
     Bounces of and complaints about what was accepted up to `circuit_broken_at` do not pause it again.
     """
 
