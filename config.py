@@ -176,7 +176,7 @@ class Config:
     )
     ALLOW_RESERVED_DOMAINS: bool = setting(
         default=False,
-        meaning="Whether addresses at `example.org` and other domains reserved for examples and tests are taken.",
+        meaning="Whether addresses at `example.org`, `example.com` and `example.net` are taken, for tests.",
         development=True,
     )
     ALLOW_DISPOSABLE_DOMAINS: bool = setting(
@@ -318,8 +318,8 @@ def _contradictions(config: Config) -> list[str]:
     problems = _missing(config) + ([] if config.DEVELOPMENT else _weaknesses(config))
     if config.ENGINE == "celery" and find_spec("celery") is None:
         problems.append("ENGINE=celery needs more packages: pip install -r requirements-celery.txt")
-    if config.RATE_LIMIT_STORAGE and not config.RATE_LIMIT_STORAGE.startswith(("redis://", "rediss://")):
-        problems.append("RATE_LIMIT_STORAGE must begin with redis:// or rediss://.")
+    if config.RATE_LIMIT_STORAGE and not _is_redis(config.RATE_LIMIT_STORAGE):
+        problems.append("RATE_LIMIT_STORAGE must be a URL such as redis://host:6379/1, or begin with rediss://.")
     elif config.RATE_LIMIT_STORAGE and find_spec("redis") is None:
         problems.append("RATE_LIMIT_STORAGE needs the package redis: pip install -r requirements-celery.txt")
     if config.FEEDBACK_QUEUE_URL and not config.FEEDBACK_QUEUE_URL.startswith(("https://", "http://")):
@@ -329,6 +329,15 @@ def _contradictions(config: Config) -> list[str]:
     if bool(config.AWS_ACCESS_ID) != bool(config.AWS_SECRET_KEY):
         problems.append("AWS_ACCESS_ID and AWS_SECRET_KEY go together: set both or neither.")
     return problems
+
+
+def _is_redis(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        is_usable = parts.scheme in {"redis", "rediss"} and parts.hostname and parts.port != 0
+        return bool(is_usable and re.fullmatch(r"/?[0-9]*", parts.path))
+    except ValueError:
+        return False
 
 
 def _missing(config: Config) -> list[str]:

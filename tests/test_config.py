@@ -249,6 +249,10 @@ def test_what_goes_into_every_mail_is_checked(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        *(
+            ({"RATE_LIMIT_STORAGE": url}, "RATE_LIMIT_STORAGE must be a URL such as redis://host:6379/1")
+            for url in ("memcached://host", "redis://", "redis://host:abc", "redis://host:0", "redis://host:1/one")
+        ),
         ({"FEEDBACK_QUEUE_URL": "registration-feedback"}, "FEEDBACK_QUEUE_URL must be the URL of a queue"),
         (
             {"FEEDBACK_QUEUE_URL": "https://sqs", "SES_REGION": "", "MAILER": "outbox"},
