@@ -421,10 +421,8 @@ def test_a_malformed_event_is_put_aside_with_the_reason_and_holds_up_nobody(body
         (r'["ann\/bob@example.org"]', '["[address]"]'),
         ("https://example.com/x?to=ann%40example.org&y=1 z", "https:[address] z"),
         ("ann=40example.org ann&#64;example.org ann&commat;example.org", "[address] [address] [address]"),
-        (
-            "ann%2540example.org ann&#x40example.org ann&amp;#64;example.org",
-            "[address] [address] [address];example.org",
-        ),
+        ("ann%2540example.org ann&#x40example.org", "[address] [address]"),
+        ("ann&amp;#64;example.org", "[address];example.org"),
         ("ann\uff20example.org", "[address]"),
         ("x" * 16_380 + " ann@example.org", "x" * 16_380 + " [ad"),
         ("No address: 4 of 5, \\n a\\b & c; d%4 =4", "No address: 4 of 5, \\n a\\b & c; d%4 =4"),
