@@ -27,7 +27,10 @@ def run(server: mariadb.Server) -> None:
     """Measure them in turn, several rounds, and print medians and ratios."""
     with ExitStack() as stack:
         plainest = servers.gunicorn(
-            "benchmarks.plainest:application", "--workers=2", DB_CONN_STR=_create_plain_database(server, "plainest")
+            "benchmarks.plainest:application",
+            *servers.AS_IT_COMES,
+            "--workers=2",
+            DB_CONN_STR=_create_plain_database(server, "plainest"),
         )
         barest = servers.gunicorn(
             "benchmarks.barest:application",

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 START_SECONDS = 30
 PIN = "correct horse battery staple"
 AS_IN_PRODUCTION = ("--config", "gunicorn.conf.py")
+AS_IT_COMES = ("--config", os.devnull)
+"""Without the file that gunicorn would find by itself."""
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,6 +227,27 @@ def test_a_waiting_broadcast_is_cut_off_by_nobody() -> None:
 def test_gunicorn_runs_threads_that_fit_the_pools() -> None:
     assert GUNICORN["worker_class"] == "gthread"
     assert config.WEB_CONNECTIONS <= GUNICORN["threads"] == config.WEB_THREADS
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Only Linux keeps a process on a processor.")
+def test_each_gunicorn_worker_stays_on_a_processor_of_its_own() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    server = SimpleNamespace(WORKERS={})
+    workers = [SimpleNamespace() for _ in range(2 * len(allowed))]
+    for number, worker in enumerate(workers):
+        GUNICORN["pre_fork"](server, worker)
+        server.WORKERS[number] = worker
+    assert [worker.processor for worker in workers] == allowed * 2
+
+    del server.WORKERS[len(allowed) - 1]
+    successor = SimpleNamespace()
+    GUNICORN["pre_fork"](server, successor)
+    assert successor.processor == allowed[-1]
+
+    code = "import os, runpy, types; conf = runpy.run_path('gunicorn.conf.py');"
+    code += f"conf['post_fork'](None, types.SimpleNamespace(processor={allowed[-1]})); print(os.sched_getaffinity(0))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == str({allowed[-1]})
 
 
 def test_the_guide_tells_how_many_connections_an_instance_opens(
