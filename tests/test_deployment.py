@@ -244,10 +244,19 @@ def test_each_gunicorn_worker_stays_on_a_processor_of_its_own() -> None:
     GUNICORN["pre_fork"](server, successor)
     assert successor.processor == allowed[-1]
 
-    code = "import os, runpy, types; conf = runpy.run_path('gunicorn.conf.py');"
-    code += f"conf['post_fork'](None, types.SimpleNamespace(processor={allowed[-1]})); print(os.sched_getaffinity(0))"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == str({allowed[-1]})
+    worker = f"types.SimpleNamespace(processor={allowed[-1]})"
+    assert run_hook(f"['post_fork'](None, {worker}); print(os.sched_getaffinity(0))") == str({allowed[-1]})
+
+
+def test_a_gunicorn_worker_collects_no_garbage_among_what_it_loaded() -> None:
+    assert int(run_hook("['post_worker_init'](None); print(gc.get_freeze_count())")) > 10_000
+
+
+def run_hook(call: str) -> str:
+    """Call a function of gunicorn.conf.py in a process of its own, and return what is printed."""
+    code = f"import gc, os, runpy, types; runpy.run_path('gunicorn.conf.py'){call}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def test_the_guide_tells_how_many_connections_an_instance_opens(
