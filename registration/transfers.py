@@ -24,6 +24,7 @@ from .models import (
     Registration,
     RegistrationCount,
     RegistrationStatus,
+    SoftBounce,
     Variation,
 )
 
@@ -231,8 +232,12 @@ def dossier(session: Session, key: str) -> dict[str, Any] | None:
         .order_by(Delivery.id)
     )
     names = ("email", "product_id", "status", "ip_address", "created_at", "confirmation_sent_at")
+    due = select(ConfirmationRequest.due_at).where(ConfirmationRequest.registration_id == known.id)
+    soft_bounces = select(func.count()).where(SoftBounce.registration_id == known.id)
     return {
         **{name: _plain(getattr(known, name)) for name in names},
+        "confirmation_due_at": _plain(session.execute(due).scalar()),
+        "soft_bounces": session.execute(soft_bounces).scalar_one(),
         "installations": _plain_rows(session, installations.order_by(Installation.id)),
         "mails": _plain_rows(session, mails),
     }

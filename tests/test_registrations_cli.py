@@ -20,12 +20,12 @@ import pytest
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, select, text
+from sqlalchemy import func, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
 from registration import ROOT, confirmations, registrations, registrations_cli, transfers
 from registration.db import AUTOCOMMIT, db
-from registration.models import Installation, Registration, RegistrationStatus
+from registration.models import Installation, Registration, RegistrationStatus, SoftBounce
 from registration.tokens import ConfirmationLink
 
 from . import factories
@@ -453,7 +453,22 @@ def test_show_tells_all_that_is_known_of_an_address(application: Flask, run: Run
 
     assert (known["email"], known["status"], known["ip_address"]) == ("ann@example.org", "active", None)
     assert [installation["version"] for installation in known["installations"]] == ["7.0.3"]
-    assert known["mails"] == []
+    assert (known["mails"], known["soft_bounces"], known["confirmation_due_at"]) == ([], 0, None)
+
+
+def test_show_tells_of_soft_bounces_and_of_a_confirmation_mail_that_is_due(application: Flask, run: Run) -> None:
+    with application.app_context():
+        [email] = factories.register(1, status=RegistrationStatus.UNCONFIRMED)
+        db.session.execute(
+            insert(SoftBounce).from_select(["registration_id", "broadcast_id"], select(Registration.id, literal(1)))
+        )
+        db.session.commit()
+        with db.engines[AUTOCOMMIT].connect() as connection:
+            confirmations.request(connection, email, datetime(2026, 11, 25, tzinfo=UTC))
+
+    known = json.loads(run("show", email).output)
+
+    assert (known["soft_bounces"], known["confirmation_due_at"]) == (1, "2026-11-25T00:00:00+00:00")
 
 
 @pytest.mark.parametrize("command", ["show", "suppress"])
