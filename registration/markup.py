@@ -6,6 +6,7 @@ A parser that reads as browsers do reads it with a mark in the footer's place, a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -61,17 +62,24 @@ def find_place(html: str) -> Place:
 
 def _hidden_by(before: str, after: str) -> str:
     tree = LexborHTMLParser(f"{before}<div>{_MARK}</div>{after}")
-    marks = [div for div in tree.css("div") if div.text() == _MARK]
-    if not marks:
+    marks = [text.parent for text in _texts(tree) if text.text_content == _MARK]
+    around = marks[-1] if marks else None
+    while around is not None and around.tag != "div":  # a <b> left open before it goes on within it
+        around = around.parent
+    if around is None or around.text() != _MARK:
         return _swallowed_by(tree)
     if tree.css_first("template[shadowrootmode]"):
         return "<template shadowrootmode>"
-    around = marks[-1].parent
     while around is not None:
         if hiding := _hiding(around):
             return hiding
         around = around.parent
     return ""
+
+
+def _texts(tree: LexborHTMLParser) -> Iterator[LexborNode]:
+    nodes = tree.root.traverse(include_text=True) if tree.root else ()
+    return (node for node in nodes if node.is_text_node)
 
 
 def _hiding(node: LexborNode) -> str:
@@ -86,8 +94,8 @@ def _hiding(node: LexborNode) -> str:
 
 def _swallowed_by(tree: LexborHTMLParser) -> str:
     """Say as a part of what the mark was read."""
-    for node in tree.root.traverse(include_text=True) if tree.root else ():
-        if node.is_text_node and _MARK in (text := node.text_content or ""):
+    for node in _texts(tree):
+        if _MARK in (text := node.text_content or ""):
             return f"<{node.parent.tag}>" if node.parent and f"<div>{_MARK}" in text else "a tag"
     before, mark, _ = (tree.html or "").rpartition(_MARK)
     if mark:
