@@ -227,8 +227,9 @@ def drive_every_route(application: Flask) -> set[int]:
     """Send to every route, by every method, addresses, pins and messages in every way; return the statuses."""
     fields = {"email": ADDRESS, "secretPin": PIN, "version": MARK * 20, "distribution": MARK, **NOTICE}
     wrong = {**fields, "email": f"{MARK} is no address", "title": f"{MARK}\n", "secretPin": f"{PIN}?"}
+    notice = {"secretPin": PIN, **NOTICE}
     ways: list[dict[str, Any]] = [{"data": {"email": ADDRESS}}] * 2
-    for values in (fields, wrong):
+    for values in (fields, wrong, notice, {**notice, "title": f"{MARK}\n"}, {**notice, "secretPin": f"{PIN}?"}):
         ways += [
             {"data": values},
             {"data": values, "content_type": "multipart/form-data"},
