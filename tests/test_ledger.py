@@ -95,6 +95,7 @@ CLINICS = {
     "silent": [],
 }
 BELOW = parse_range("<7.0.3.1")
+BELOW_OR_UNKNOWN = {"old", "both", "unreadable", "patched and unreadable", "silent"}
 
 
 def recipients_among_clinics(whom: Audience, seen_days_ago: dict[str, int] | None = None) -> set[str]:
@@ -116,25 +117,13 @@ def recipients_among_clinics(whom: Audience, seen_days_ago: dict[str, int] | Non
 
 
 def test_a_range_is_for_who_has_one_installation_in_it_or_one_of_which_nothing_is_known() -> None:
-    assert recipients_among_clinics(Audience(BELOW)) == {
-        "old",
-        "both",
-        "unreadable",
-        "patched and unreadable",
-        "silent",
-    }
+    assert recipients_among_clinics(Audience(BELOW)) == BELOW_OR_UNKNOWN
 
 
 def test_an_audience_is_counted_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "COUNTED_AT_ONCE", 2)
 
-    assert recipients_among_clinics(Audience(BELOW)) == {
-        "old",
-        "both",
-        "unreadable",
-        "patched and unreadable",
-        "silent",
-    }
+    assert recipients_among_clinics(Audience(BELOW)) == BELOW_OR_UNKNOWN
     assert list(ledger.windows(3, 8)) == [(3, 5), (5, 7), (7, 8)]
     assert commit(broadcasts.forecast, NOW, whom=Audience(BELOW)).recipients == 5
 
