@@ -63,7 +63,7 @@ class RefusedLineError(Exception):
 class Line:
     """A registration with at most one installation, as a table has it; `number` is where in the table.
 
-    `last_seen_at` is when the installation last reported itself.
+    `last_seen_at` is when the installation last reported itself, if `is_dated`; else the line does not say.
     """
 
     number: int
@@ -74,6 +74,7 @@ class Line:
     created_at: datetime
     status: RegistrationStatus
     last_seen_at: datetime
+    is_dated: bool
 
 
 @dataclass
@@ -110,6 +111,7 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
     except ValueError as error:
         raise RefusedLineError("The product_id must be a UUID.") from error
     created_at = _time(texts, "created_at", now) or now
+    last_seen_at = _time(texts, "last_seen_at", now)
     return Line(
         number=number,
         address=address,
@@ -118,7 +120,8 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
         distribution=texts["distribution"],
         created_at=created_at,
         status=STATUSES[status],
-        last_seen_at=_time(texts, "last_seen_at", now) or created_at,
+        last_seen_at=last_seen_at or created_at,
+        is_dated=last_seen_at is not None,
     )
 
 
@@ -310,7 +313,7 @@ def _plain(value: Any) -> str | None:
 
 
 def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
-    """Store the installations of lines; one that is known was last seen at the latest time that anybody told."""
+    """Store the installations of lines; one that is known was last seen at the latest time that a line told."""
     reporting = [line for line in lines if line.version or line.distribution]
     if not reporting:
         return
@@ -327,7 +330,7 @@ def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
     later = []
     for known in session.execute(there):
         line = new.pop((known.registration_id, known.version, known.distribution), None)
-        if line is not None and line.last_seen_at > known.last_seen_at:
+        if line is not None and line.is_dated and line.last_seen_at > known.last_seen_at:
             later.append({"known_id": known.id, "seen_at": line.last_seen_at})
     if later:
         seen = update(Installation).where(Installation.id == bindparam("known_id"))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from typing import Any
 
 import pymysql
@@ -656,6 +657,31 @@ def test_a_misspelt_field_sends_nothing(
     assert "There is no field" in response.json["detail"]
     assert "`versions`" in response.json["detail"]
     assert len(response.json["detail"]) < 500
+    assert count(application, Broadcast) == 0
+    assert not mailer.sent
+
+
+@pytest.mark.parametrize("name", ["version", "versions", "test", "dry_run", "html"])
+def test_a_file_in_place_of_a_field_sends_nothing(
+    application: Flask, client: FlaskClient, mailer: SlowMailer, name: str
+) -> None:
+    register(application, 1)
+
+    response = client.post(BROADCASTS, headers=HEADERS, data=NOTICE | {name: (BytesIO(b"<8"), "file.txt")})
+
+    assert response.status_code == 400
+    assert name in response.json["detail"]
+    assert count(application, Broadcast) == 0
+    assert not mailer.sent
+
+
+def test_a_part_without_a_name_sends_nothing(application: Flask, client: FlaskClient, mailer: SlowMailer) -> None:
+    parts = [f'name="{name}"\r\n\r\n{value}' for name, value in NOTICE.items()] + ["\r\n\r\nx"]
+    body = "".join(f"--b\r\nContent-Disposition: form-data; {part}\r\n" for part in parts) + "--b--\r\n"
+
+    response = client.post(BROADCASTS, headers=HEADERS, data=body, content_type="multipart/form-data; boundary=b")
+
+    assert response.status_code == 400
     assert count(application, Broadcast) == 0
     assert not mailer.sent
 

@@ -398,6 +398,16 @@ def test_an_installation_seen_again_further_down_a_long_table_was_last_seen_then
         assert (seen.first_seen_at.year, seen.last_seen_at.year) == (2021, 2025)
 
 
+def test_a_line_without_a_time_that_is_imported_again_is_no_new_sighting(application: Flask, run: Run) -> None:
+    seen = []
+    for _ in range(2):
+        run("import", input=table("email,version", "ann@example.org,7.0.3"))
+        with application.app_context():
+            seen.append(db.session.execute(select(Installation.last_seen_at)).scalar_one())
+
+    assert seen[0] == seen[1]
+
+
 def test_an_installation_was_first_seen_when_it_was_last_seen_if_that_was_before_the_registration(
     application: Flask, run: Run
 ) -> None:

@@ -78,7 +78,7 @@ class Fields:
     def _read_body(self, request: Request) -> Mapping[str, Any]:
         data = _whole_body(request)
         if request.mimetype == "multipart/form-data":
-            return request.form
+            return {name or "": value for part in (request.form, request.files) for name, value in part.items()}
         if request.mimetype == "application/x-www-form-urlencoded":
             return _pairs(data)
         if not data:
