@@ -126,8 +126,8 @@ class Config:
     )
     CIRCUIT_BREAKER_SAMPLE: int = setting(
         500,
-        "Accepted messages from which on a broadcast pauses by itself at 4 % of hard bounces (five at least) or 0.08 % "
-        "of complaints (two at least); 0 for never.",
+        "Accepted messages from which on a broadcast pauses by itself at 4 % of hard bounces or 0.08 % of complaints; "
+        "0 for never.",
         minimum=0,
     )
     AWS_ACCESS_ID: str = setting("", "AWS access key; empty for boto3's own chain, such as an instance profile.")

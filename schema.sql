@@ -115,7 +115,7 @@ CREATE TABLE soft_bounce (
     PRIMARY KEY (registration_id, broadcast_id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
--- Keyed hashes of the addresses that were erased, so that no import brings them back.
+-- Keyed hashes of the addresses that were erased, so that nobody but their owner brings them back.
 CREATE TABLE erasure (
     key_hash VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     erased_at DATETIME(6) NOT NULL,
@@ -130,13 +130,14 @@ CREATE TABLE confirmation_request (
     INDEX ix_confirmation_request_due_at (due_at)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
--- When a mailbox last got a confirmation mail, whichever variation of its address was registered; kept for a day.
+-- When a mailbox, as a keyed hash, last got a confirmation mail, whichever variation of its address was registered;
+-- kept for a day.
 -- next_id is the registration that gets the next one.
 CREATE TABLE confirmation_mail (
-    mailbox VARCHAR(254) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    mailbox_hash VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     sent_at DATETIME(6) NOT NULL,
     next_id BIGINT,
-    PRIMARY KEY (mailbox),
+    PRIMARY KEY (mailbox_hash),
     INDEX ix_confirmation_mail_sent_at (sent_at)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
@@ -181,4 +182,4 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
-INSERT INTO alembic_version (version_num) VALUES ('0003');
+INSERT INTO alembic_version (version_num) VALUES ('0004');

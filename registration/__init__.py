@@ -62,7 +62,9 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.extensions["tokens"] = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
     db.init_app(application)
     with application.app_context():
-        application.extensions["registrar"] = Registrar(db.engines[AUTOCOMMIT], confirm=config.CONFIRM_REGISTRATIONS)
+        application.extensions["registrar"] = Registrar(
+            db.engines[AUTOCOMMIT], tokens=application.extensions["tokens"], confirm=config.CONFIRM_REGISTRATIONS
+        )
         if not config.DB_CONN_STR.startswith("sqlite"):
             for engine in db.engines.values():
                 fail_fast(engine)
@@ -121,7 +123,7 @@ def create_sender(application: Flask) -> Sender:
         mailer=application.extensions["mailer"](),
         rate_limit=settings["SENDING_RATE"] or math.inf,
         ip_retention=timedelta(days=settings["IP_RETENTION_DAYS"]),
-        confirmation_url=application.extensions["tokens"].confirmation_url,
+        tokens=application.extensions["tokens"],
     )
 
 

@@ -15,17 +15,10 @@ from . import broadcasts
 from .models import Broadcast, BroadcastStatus, Delivery, DeliveryStatus, Feedback
 
 MOST_HARD_BOUNCES, MOST_COMPLAINTS = 0.04, 0.0008
-"""Shares of the accepted messages."""
-FEWEST_HARD_BOUNCES, FEWEST_COMPLAINTS = 5, 2
-"""How many there must be at least, whatever their share.
-
-One complaint says nothing: among a thousand messages it is over 0.08 %. Two of a thousand are twice what SES reviews an
-account for. With a true rate of a quarter of the limit, two among the first 2,500 messages come about once in eleven
-broadcasts (Poisson, mean 0.5): a needless look by a person costs less than an account that is stopped.
-"""
+"""Shares of the accepted messages. Of up to 1,250 messages a single complaint is more than its share."""
 _LIMITS = (
-    (Feedback.HARD_BOUNCE, MOST_HARD_BOUNCES, FEWEST_HARD_BOUNCES, "bounced because the address does not exist", "5 %"),
-    (Feedback.COMPLAINED, MOST_COMPLAINTS, FEWEST_COMPLAINTS, "were reported as spam", "0.1 %"),
+    (Feedback.HARD_BOUNCE, MOST_HARD_BOUNCES, "bounced because the address does not exist", "5 %"),
+    (Feedback.COMPLAINED, MOST_COMPLAINTS, "were reported as spam", "0.1 %"),
 )
 
 
@@ -40,9 +33,9 @@ def check(session: Session, broadcast_id: int, *, sample: int, now: datetime) ->
     ).one_or_none()
     if not sample or broadcast is None or broadcast.status not in {BroadcastStatus.SENDING, BroadcastStatus.PAUSED}:
         return False
-    for feedback, share, fewest, what, review in _LIMITS:
+    for feedback, share, what, review in _LIMITS:
         told = _count(session, broadcast_id, broadcast.circuit_broken_at, Delivery.feedback == feedback)
-        if told < max(fewest, share * sample):
+        if told < max(1, share * sample):
             continue
         accepted = _count(
             session,

@@ -7,6 +7,7 @@ one more mail of the mailbox waits for the next.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from .addresses import Address
 from .db import UtcDateTime, rows_matched
 from .messages import Message
 from .models import ConfirmationMail, ConfirmationRequest, Registration, RegistrationStatus
+from .tokens import Tokens
 
 INTERVAL = timedelta(days=1)
 """Between two mails to one address."""
@@ -59,7 +61,7 @@ def request(connection: Connection, address_key: str, now: datetime) -> None:
         return
 
 
-def take(session: Session, now: datetime, *, limit: int) -> list[Confirmation]:
+def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list[Confirmation]:
     """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends.
 
     A mail whose mailbox had one within a day is put off.
@@ -77,8 +79,9 @@ def take(session: Session, now: datetime, *, limit: int) -> list[Confirmation]:
         may_be_asked = select(Registration.id).where(Registration.id == one.registration_id, _may_be_asked(now))
         if session.execute(may_be_asked.with_for_update()).first() is None:
             continue
-        if not _count_mail(session, one.email, now):
-            _put_off(session, one)
+        hashes = _mailbox_hashes(one.email, tokens)
+        if not _count_mail(session, hashes, now):
+            _put_off(session, one.registration_id, hashes)
             continue
         mark = update(Registration).where(Registration.id == one.registration_id)
         session.execute(mark.values(confirmation_sent_at=now))
@@ -86,11 +89,11 @@ def take(session: Session, now: datetime, *, limit: int) -> list[Confirmation]:
     return taken
 
 
-def give_back(session: Session, confirmation: Confirmation, now: datetime) -> None:
+def give_back(session: Session, confirmation: Confirmation, now: datetime, *, tokens: Tokens) -> None:
     """Let a mail that certainly did not leave be taken again in a while."""
     forget = update(Registration).where(Registration.id == confirmation.registration_id)
     session.execute(forget.values(confirmation_sent_at=None))
-    session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == _mailbox(confirmation.email)))
+    session.execute(delete(ConfirmationMail).where(_is_of(_mailbox_hashes(confirmation.email, tokens))))
     session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=now + LATER))
 
 
@@ -104,36 +107,38 @@ def compose(url: str) -> Message:
     return Message(subject="Please confirm: OpenEMR security and update notices", text=_TEXT.format(url=url))
 
 
-def _count_mail(session: Session, email: str, now: datetime) -> bool:
+def _count_mail(session: Session, hashes: Sequence[str], now: datetime) -> bool:
     """Count a mail to a mailbox and return True, unless it had one within a day.
 
     Whoever registers variations of somebody's address would else fill that mailbox.
     """
-    this = ConfirmationMail.mailbox == (mailbox := _mailbox(email))
-    again = update(ConfirmationMail).where(this, ConfirmationMail.sent_at <= now - INTERVAL)
+    again = update(ConfirmationMail).where(_is_of(hashes), ConfirmationMail.sent_at <= now - INTERVAL)
     if rows_matched(session, again.values(sent_at=now, next_id=None)):
         return True
-    if session.execute(select(ConfirmationMail.mailbox).where(this)).first():
+    if session.execute(select(ConfirmationMail.mailbox_hash).where(_is_of(hashes))).first():
         return False
-    session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=now))
+    session.execute(insert(ConfirmationMail).values(mailbox_hash=hashes[0], sent_at=now))
     return True
 
 
-def _put_off(session: Session, confirmation: Confirmation) -> None:
+def _put_off(session: Session, registration_id: int, hashes: Sequence[str]) -> None:
     """Let a registration get the next mail of its mailbox, unless another does.
 
     If all of them waited, a flood of variations would bring a mail a day for as long as there are some.
     """
-    registration_id = confirmation.registration_id
-    this = ConfirmationMail.mailbox == _mailbox(confirmation.email)
+    this = _is_of(hashes)
     is_next = or_(ConfirmationMail.next_id.is_(None), ConfirmationMail.next_id == registration_id)
     if rows_matched(session, update(ConfirmationMail).where(this, is_next).values(next_id=registration_id)):
         sent_at = session.execute(select(ConfirmationMail.sent_at).where(this)).scalar_one()
         session.execute(insert(ConfirmationRequest).values(registration_id=registration_id, due_at=sent_at + INTERVAL))
 
 
-def _mailbox(email: str) -> str:
-    return addresses.mailbox(Address(stored=email, key=email.lower()))
+def _mailbox_hashes(email: str, tokens: Tokens) -> list[str]:
+    return tokens.fingerprints(addresses.mailbox(Address(stored=email, key=email.lower())))
+
+
+def _is_of(hashes: Sequence[str]) -> ColumnElement[bool]:
+    return ConfirmationMail.mailbox_hash.in_(hashes)
 
 
 def _may_be_asked(now: datetime) -> ColumnElement[bool]:

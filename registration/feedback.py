@@ -59,12 +59,12 @@ somebody is out of office is reported as one."""
 DECISIVE = (_F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
 """What ends a row of soft bounces."""
 MAY_BECOME = {
-    _S.BOUNCED: (_S.ACTIVE,),
+    _S.BOUNCED: (_S.ACTIVE, _S.UNCONFIRMED),
     _S.COMPLAINED: (_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED, _S.OPTED_OUT),
 }
 """The statuses that feedback changes. It never weakens what a person said: who bounced comes back by registering
-again, who opted out or complained only by a confirmation; nor does a bounce spare anybody the confirmation. A
-complaint says more than an opt-out, which its page undoes without one."""
+again, who opted out or complained only by a confirmation. Whose confirmation mail bounced comes back unconfirmed: its
+time stays. A complaint says more than an opt-out, which its page undoes without one."""
 
 
 class UnreadableEventError(ValueError):
@@ -364,7 +364,10 @@ def _suppress(
     """Mail no more to registrations, by their ids or by the keys of their addresses, unless they are not mailed to."""
     for column, values in ((Registration.id, registration_ids), (Registration.email_key, keys)):
         if values:
-            those = update(Registration).where(column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]))
+            was_asked = or_(Registration.status != _S.UNCONFIRMED, Registration.confirmation_sent_at.is_not(None))
+            those = update(Registration).where(
+                column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]), was_asked
+            )
             # What confirmation mail went to whoever complains now confirms nothing any more.
             void = {"confirmation_sent_at": None} if status is _S.COMPLAINED else {}
             rows_matched(session, those.values(status=status, **void))

@@ -103,7 +103,7 @@ class SoftBounce(Base):
 
 
 class Erasure(Base):
-    """The keyed hash of an address that was erased, so that no import brings it back."""
+    """The keyed hash of an address that was erased, so that nobody but its owner brings it back."""
 
     __tablename__ = "erasure"
     __table_args__ = (_TABLE,)
@@ -125,13 +125,13 @@ class ConfirmationRequest(Base):
 class ConfirmationMail(Base):
     """When a mailbox last got a confirmation mail, whichever variation of its address was registered; for a day.
 
-    `next_id` is the registration that gets the next one.
+    The mailbox is a keyed hash, so that an erasure can leave it. `next_id` is the registration that gets the next one.
     """
 
     __tablename__ = "confirmation_mail"
     __table_args__ = (Index(None, "sent_at"), _TABLE)
 
-    mailbox: Mapped[str] = mapped_column(ascii_string(254), primary_key=True)
+    mailbox_hash: Mapped[str] = mapped_column(ascii_string(64), primary_key=True)
     sent_at: Mapped[datetime] = mapped_column(UtcDateTime)
     next_id: Mapped[int | None] = mapped_column(BigInteger)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -35,6 +35,7 @@ Who = uuid.UUID | Address
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
+_ERASED_AMONG = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
 """Made once: building a statement costs more than sending it."""
 
 
@@ -59,11 +60,13 @@ class VersionCount:
 class Registrar:
     """Registers addresses on connections in autocommit mode, for any number of threads.
 
-    Each statement stands for itself, and a repeated request completes what a lost one began.
+    Each statement stands for itself, and a repeated request completes what a lost one began. `tokens` tell who was
+    erased.
     """
 
-    def __init__(self, engine: Engine, *, confirm: bool = False) -> None:
+    def __init__(self, engine: Engine, *, tokens: Tokens, confirm: bool = False) -> None:
         self._engine = engine
+        self._tokens = tokens
         self._first_status = RegistrationStatus.UNCONFIRMED if confirm else RegistrationStatus.ACTIVE
         self._group = GroupCommit(self._insert)
 
@@ -79,15 +82,14 @@ class Registrar:
         """Register an address under a new product id; return that, or the one it already has.
 
         An installation that reports itself is remembered, and gets the product id of a known address as well;
-        without one, an active address raises AlreadyRegisteredException. Who bounced is active again; who left or
-        never confirmed is asked by mail, and so is a new variation of an address whose mailbox is known.
+        without one, an active address raises AlreadyRegisteredException. Who bounced is active again; who left, was
+        erased or never confirmed is asked by mail, and so is a new variation of an address whose mailbox is known.
         """
-        first_status = self._first_status_of(address)
-        new = {
+        new: Row = {
             "product_id": product_id,
             "email": address.stored,
             "email_key": address.key,
-            "status": first_status,
+            "status": self._first_status_of(address),
             "ip_address": ip_address,
             "created_at": now,
         }
@@ -99,7 +101,7 @@ class Registrar:
                 raise AlreadyRegisteredException from error
             product_id = known_id
         else:
-            status = first_status
+            status = new["status"]
         if status is not RegistrationStatus.ACTIVE:
             repeatable(self._engine, lambda connection: _welcome_back(connection, address, now))
         if installation is not None:
@@ -115,7 +117,14 @@ class Registrar:
         return RegistrationStatus.UNCONFIRMED if known else self._first_status
 
     def _insert(self, rows: Sequence[Row]) -> None:
-        repeatable(self._engine, lambda connection: connection.execute(_INSERT, rows))
+        repeatable(self._engine, lambda connection: self._insert_on(connection, rows))
+
+    def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Insert rows; one whose address was erased waits for its owner's word, because anybody can type it."""
+        by_hash = {fingerprint: row for row in rows for fingerprint in self._tokens.fingerprints(row["email_key"])}
+        for fingerprint in connection.execute(_ERASED_AMONG, {"hashes": list(by_hash)}).scalars():
+            by_hash[fingerprint]["status"] = RegistrationStatus.UNCONFIRMED
+        connection.execute(_INSERT, rows)
 
     def _find(self, address: Address) -> tuple[uuid.UUID, RegistrationStatus]:
         """Return product id and status of a known address; the id is the new one if its group was inserted twice."""
@@ -141,18 +150,15 @@ def _is_known(connection: Connection, mailbox: str, *, variation: Address) -> bo
 
 
 def _welcome_back(connection: Connection, address: Address, now: datetime) -> None:
-    """Let an address that bounced be active again, and ask the owner of one that left or never confirmed."""
-    bounced = select(Registration.id).where(
-        Registration.email_key == address.key, Registration.status == RegistrationStatus.BOUNCED
-    )
-    if (registration_id := connection.execute(bounced).scalar()) is None:
-        confirmations.request(connection, address.key, now)
-        return
-    connection.execute(delete(SoftBounce).where(SoftBounce.registration_id == registration_id))
-    returned = update(Registration).where(
-        Registration.id == registration_id, Registration.status == RegistrationStatus.BOUNCED
-    )
-    connection.execute(returned.values(status=RegistrationStatus.ACTIVE))
+    """Let an address that bounced be what it was before, and ask the owner of one that left or never confirmed."""
+    here = Registration.email_key == address.key, Registration.status == RegistrationStatus.BOUNCED
+    if (registration_id := connection.execute(select(Registration.id).where(*here)).scalar()) is not None:
+        connection.execute(delete(SoftBounce).where(SoftBounce.registration_id == registration_id))
+        # Only a confirmation mail that bounced leaves its time: see `feedback`.
+        was_confirmed = Registration.confirmation_sent_at.is_(None)
+        before = case((was_confirmed, RegistrationStatus.ACTIVE), else_=RegistrationStatus.UNCONFIRMED)
+        connection.execute(update(Registration).where(*here).values(status=before))
+    confirmations.request(connection, address.key, now)
 
 
 def _remember(connection: Connection, address: Address, report: InstallationReport, now: datetime) -> None:
@@ -188,9 +194,9 @@ def opt_out(session: Session, who: Who) -> None:
 
 
 def undo_opt_out(session: Session, who: Who) -> None:
-    """Mail again to a registration that opted out."""
+    """Mail again to a registration that opted out; a confirmation that it was asked for is not needed any more."""
     back = update(Registration).where(_is(who), Registration.status == RegistrationStatus.OPTED_OUT)
-    session.execute(back.values(status=RegistrationStatus.ACTIVE))
+    session.execute(back.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
 
 
 def is_confirmable(session: Session, link: ConfirmationLink) -> bool:
@@ -218,7 +224,7 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == found.id))
     mailbox = addresses.mailbox(Address(stored=found.email_key, key=found.email_key))
-    session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == mailbox))
+    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == found.id).values(next_id=None))
     named = or_(Variation.mailbox == found.email_key, Variation.email_key == found.email_key)
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
     gone = {"email": "", "email_key": f"erased:{found.id}", "ip_address": None, "status": _ERASED}

@@ -25,6 +25,7 @@ from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
 from .models import BroadcastStatus
+from .tokens import Tokens
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
@@ -100,7 +101,7 @@ class Sender:
     mailer: Mailer
     rate_limit: float = math.inf
     ip_retention: timedelta = timedelta(days=90)
-    confirmation_url: Callable[[uuid.UUID, datetime], str] | None = None
+    tokens: Tokens | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -427,26 +428,25 @@ class Sender:
 
     def _send_confirmations(self) -> None:
         """Send the confirmation mails that are due, a few at a time, at the pace that all share."""
-        if self.confirmation_url is None:
+        if self.tokens is None:
             return
         now = self._time()
         with self.sessions.begin() as session:
-            due = confirmations.take(session, now, limit=BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
+            limit = BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS
+            due = confirmations.take(session, now, tokens=self.tokens, limit=limit)
             if not due:
                 return
             rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
             wait = pacing.reserve(session, len(due), rate=rate, now=now.timestamp())
         self.stopping.wait(wait)
         for confirmation in due:
-            if self.stopping.is_set() or not self._confirm(confirmation, self.confirmation_url, now):
+            if self.stopping.is_set() or not self._confirm(confirmation, self.tokens, now):
                 with self.sessions.begin() as session:
-                    confirmations.give_back(session, confirmation, self.now())
+                    confirmations.give_back(session, confirmation, self.now(), tokens=self.tokens)
 
-    def _confirm(
-        self, confirmation: confirmations.Confirmation, url: Callable[[uuid.UUID, datetime], str], now: datetime
-    ) -> bool:
+    def _confirm(self, confirmation: confirmations.Confirmation, tokens: Tokens, now: datetime) -> bool:
         """Send one confirmation mail; return whether it is done with: not if the mail service asks to wait."""
-        message = confirmations.compose(url(confirmation.product_id, now))
+        message = confirmations.compose(tokens.confirmation_url(confirmation.product_id, now))
         (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
         return outcome.verdict not in (Verdict.THROTTLED, Verdict.HELD)
 

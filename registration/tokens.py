@@ -64,7 +64,7 @@ class Tokens:
         return ConfirmationLink(uuid.UUID(bytes=payload[:_ID_BYTES]), end - CONFIRMATION_LIFETIME)
 
     def fingerprints(self, address_key: str) -> list[str]:
-        """Return the keyed hash of an erased address under each key, the newest first."""
+        """Return the keyed hash of an address under each key, the newest first: what may stay when it is erased."""
         return [hmac.new(key, address_key.encode(), "sha256").hexdigest() for key in self._erasure_keys]
 
 

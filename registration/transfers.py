@@ -34,7 +34,8 @@ LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
 LONGEST_VERSION = 64
 OFF = {
-    **feedback.MAY_BECOME,
+    RegistrationStatus.BOUNCED: (RegistrationStatus.ACTIVE,),
+    RegistrationStatus.COMPLAINED: feedback.MAY_BECOME[RegistrationStatus.COMPLAINED],
     RegistrationStatus.OPTED_OUT: (
         RegistrationStatus.ACTIVE,
         RegistrationStatus.UNCONFIRMED,

@@ -76,14 +76,19 @@ def test_hard_bounces_of_four_in_a_hundred_pause_a_broadcast_until_a_person_resu
     assert row(broadcast_id).status is BroadcastStatus.PAUSED
 
 
-def test_complaints_of_eight_in_ten_thousand_pause_a_broadcast_from_the_second_on() -> None:
-    broadcast_id = sending(2500, complained=1)
+@pytest.mark.parametrize(
+    ("accepted", "complained", "told"),
+    [(500, 1, "1 of 500 messages (0.20%)"), (1250, 1, "1 of 1,250"), (2500, 2, "2 of 2,500 messages (0.08%)")],
+)
+def test_complaints_of_eight_in_ten_thousand_pause_a_broadcast(accepted: int, complained: int, told: str) -> None:
+    broadcast_id = sending(accepted, complained=complained - 1)
     assert not check(broadcast_id)
 
     tell(broadcast_id, Feedback.COMPLAINED, 1)
 
     assert check(broadcast_id)
-    assert "2 of 2,500 messages (0.08%) were reported as spam" in (row(broadcast_id).reason or "")
+    assert (row(broadcast_id).reason or "").startswith(told)
+    assert "were reported as spam" in (row(broadcast_id).reason or "")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ def test_complaints_of_eight_in_ten_thousand_pause_a_broadcast_from_the_second_o
         (499, {"hard_bounce": 400}),
         (500, {"soft_bounce": 400}),
         (500, {"delayed": 100, "delivered": 300, "rejected": 50}),
-        (500, {"complained": 1}),
+        (1251, {"complained": 1}),
         (499, {"complained": 20}),
         (2501, {"complained": 2}),
         (500, {}),
@@ -122,11 +127,6 @@ def test_what_amazon_withholds_for_an_earlier_bounce_or_complaint_counts_for_not
 
 def test_no_sample_is_no_circuit_breaker() -> None:
     assert not check(sending(100, hard_bounce=100), sample=0)
-
-
-def test_a_small_sample_still_takes_five_bounces() -> None:
-    assert not check(sending(10, hard_bounce=4), sample=10)
-    assert check(sending(10, hard_bounce=5), sample=10)
 
 
 def test_what_is_known_at_the_break_does_not_break_it_again_and_what_comes_after_does() -> None:

@@ -15,14 +15,15 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
-from registration import confirmations
+from registration import confirmations, feedback
 from registration.db import autocommit, db
 from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
 from registration.models import ConfirmationMail, Registration, RegistrationStatus
 from registration.sender import Sender
+from registration.tokens import Tokens
 
-from . import factories
+from . import factories, ses_events
 
 S = RegistrationStatus
 
@@ -42,6 +43,10 @@ def product_id(email: str) -> uuid.UUID:
     return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
 
 
+def take(now: datetime) -> list[confirmations.Confirmation]:
+    return confirmations.take(db.session(), now, tokens=current_app.extensions["tokens"], limit=10)
+
+
 def mails(settings: dict[str, str]) -> list[str]:
     files = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
     return [
@@ -57,6 +62,26 @@ def test_who_bounced_is_active_again_at_once(client: FlaskClient, form: dict[str
     answer = client.post("/api/registration", data={"email": email, **form})
 
     assert (answer.status_code, answer.json) == (201, {"productId": str(product_id(email))})
+    assert status(email) is S.ACTIVE
+
+
+def test_whose_confirmation_mail_bounced_is_mailed_no_more_and_comes_back_unconfirmed(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    sender.look()
+    feedback.take(db.session(), [ses_events.bounce(address=email)], datetime.now(UTC))
+    feedback.take_waiting(db.session(), datetime.now(UTC) + timedelta(hours=1))
+    db.session.commit()
+    assert status(email) is S.BOUNCED
+
+    assert client.post("/api/registration", data={"email": email}).status_code == 201
+
+    assert status(email) is S.UNCONFIRMED
+    sender.look()
+    (text,) = mails(settings)
+    client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
     assert status(email) is S.ACTIVE
 
 
@@ -228,7 +253,7 @@ def test_a_mailbox_gets_another_mail_the_next_day() -> None:
         factories.register_as(email, status=S.UNCONFIRMED)
         with autocommit() as connection:
             confirmations.request(connection, email, now)
-        taken = confirmations.take(db.session(), now + timedelta(hours=hours), limit=10)
+        taken = take(now + timedelta(hours=hours))
         db.session.commit()
         assert len(taken) == expected
 
@@ -251,19 +276,62 @@ def test_the_mail_to_a_second_address_of_a_mailbox_comes_a_day_later_and_that_of
     assert sent == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
-def test_somebody_who_registers_again_on_the_day_of_an_erasure_is_asked(
+def erase(client: FlaskClient, email: str) -> None:
+    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+    assert client.post(f"{link.removeprefix('http://127.0.0.1:5000')}/erase").status_code == 200
+
+
+@pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
+def test_an_erased_address_that_is_registered_again_waits_for_its_owner(
+    client: FlaskClient, sender: Sender, settings: dict[str, str], form: dict[str, str]
+) -> None:
+    (email, other) = factories.register(2)
+    erase(client, email)
+
+    assert client.post("/api/registration", data={"email": email.title(), **form}).status_code == 201
+
+    assert status(email.title()) is S.UNCONFIRMED
+    sender.look()
+    (text,) = mails(settings)
+    factories.start_broadcast("Update now")
+    assert [address for address, subject in received(settings, sender) if subject == "Update now"] == [other]
+    client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+    assert status(email.title()) is S.ACTIVE
+
+
+def test_an_erasure_brings_no_second_mail_on_one_day_and_keeps_no_address(
     client: FlaskClient, sender: Sender, settings: dict[str, str]
 ) -> None:
     factories.register_as("ann@example.org")
-    for _ in range(2):
+    sent, begun = [], datetime.now(UTC)
+    for hours in (0, 1, 23, 25):
         client.post("/api/registration", data={"email": "ann+clinic@example.org"})
+        sender.now = lambda hours=hours: begun + timedelta(seconds=5, hours=hours)
         sender.look()
-        assert len(mails(settings)) == 1
-        Path(settings["OUTBOX_DIRECTORY"], "0-ann+clinic@example.org.eml").unlink()
-        link = current_app.extensions["tokens"].opt_out_url(product_id("ann+clinic@example.org"))
-        client.post(f"{link.removeprefix('http://127.0.0.1:5000')}/erase")
-        assert db.session.execute(select(ConfirmationMail)).scalars().all() == []
+        sent.append(len(mails(settings)))
+        for file in Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml"):
+            file.unlink()
+        erase(client, "ann+clinic@example.org")
+        (remembered,) = db.session.execute(select(ConfirmationMail)).scalars()
+        assert re.fullmatch("[0-9a-f]{64}", remembered.mailbox_hash)
+        assert remembered.next_id is None
         db.session.rollback()
+
+    assert sent == [1, 0, 0, 1]
+
+
+def test_a_new_key_for_tokens_does_not_bring_a_second_mail() -> None:
+    old = Tokens(["the old key"], "https://reg.example.org")
+    new = Tokens(["the old key", "the new key"], "https://reg.example.org")
+    now, taken = datetime.now(UTC), []
+    for tokens in (old, new):
+        factories.register_as(email := f"ann+{len(taken)}@example.org", status=S.UNCONFIRMED)
+        with autocommit() as connection:
+            confirmations.request(connection, email, now)
+        taken.append(len(confirmations.take(db.session(), now, tokens=tokens, limit=10)))
+        db.session.commit()
+
+    assert taken == [1, 0]
 
 
 def test_who_is_not_asked_after_all_uses_up_no_day(
@@ -290,7 +358,7 @@ def test_an_address_is_asked_once_a_day_at_most() -> None:
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             confirmations.request(connection, key, moment)
             confirmations.request(connection, key, moment)
-        taken += [hour for _ in confirmations.take(db.session(), moment, limit=10)]
+        taken += [hour for _ in take(moment)]
         db.session.commit()
 
     assert taken == [0, 24, 48]

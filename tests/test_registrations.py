@@ -131,14 +131,14 @@ def test_of_simultaneous_variations_of_a_mailbox_one_is_active() -> None:
     assert sorted(statuses) == [RegistrationStatus.ACTIVE] + [RegistrationStatus.UNCONFIRMED] * 7
 
 
-def test_a_plain_address_costs_one_statement_and_leaves_no_note() -> None:
+def test_a_plain_address_costs_a_look_at_the_erased_and_an_insert_and_leaves_no_note() -> None:
     statements: list[str] = []
     engine = db.engines["autocommit"]
     event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
 
     register("ann@example.org")
 
-    assert [statement.split()[0] for statement in statements] == ["INSERT"]
+    assert [statement.split()[0] for statement in statements] == ["SELECT", "INSERT"]
     assert db.session.execute(select(Variation.mailbox)).scalars().all() == []
 
 
