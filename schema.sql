@@ -171,10 +171,13 @@ CREATE TABLE pace (
     granted_rate DOUBLE,
     daily_quota DOUBLE,
     sent_last_day DOUBLE,
+    bulk_free_at DOUBLE NOT NULL,
+    bulk_probe_at DOUBLE NOT NULL,
     PRIMARY KEY (id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
-INSERT INTO pace (id, free_at, factor, throttled_at, asked_at) VALUES (1, 0, 1, 0, 0);
+INSERT INTO pace (id, free_at, factor, throttled_at, asked_at, bulk_free_at, bulk_probe_at)
+VALUES (1, 0, 1, 0, 0, 0, 0);
 
 -- Which migration this schema corresponds to.
 CREATE TABLE alembic_version (
@@ -182,4 +185,4 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
-INSERT INTO alembic_version (version_num) VALUES ('0004');
+INSERT INTO alembic_version (version_num) VALUES ('0005');

@@ -276,7 +276,9 @@ class Pace(Base):
     """The account's pace; one row that all senders share. Times are seconds since 1970.
 
     `free_at` is the next free instant. `factor` lowers the rate since `throttled_at`, the last time the mail service
-    asked to slow down. The rest is what the mail service said of the account at `asked_at`.
+    asked to slow down. Where it lets hardly more than one bulk call a second through, `bulk_free_at` is the next
+    instant for one, and at `bulk_probe_at` it is seen whether that is still so; 0 where it is not known to be. The rest
+    is what the mail service said of the account at `asked_at`.
     """
 
     __tablename__ = "pace"
@@ -290,3 +292,5 @@ class Pace(Base):
     granted_rate: Mapped[float | None] = mapped_column(Double)
     daily_quota: Mapped[float | None] = mapped_column(Double)
     sent_last_day: Mapped[float | None] = mapped_column(Double)
+    bulk_free_at: Mapped[float] = mapped_column(Double, default=0.0)
+    bulk_probe_at: Mapped[float] = mapped_column(Double, default=0.0)

@@ -6,12 +6,16 @@ process, neither a second sender nor a restart can exceed the rate.
 
 When the mail service asks to slow down, everybody rests for a moment; when it asks again soon, the rate is lowered
 by a factor, which recovers by itself.
+
+Some accounts may make one bulk call a second only. All senders take turns at it then, and what it holds is taken off
+the rate of the calls with one recipient each.
 """
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from enum import Enum, auto
 
 from sqlalchemy import ColumnElement, case, select, true, update
 from sqlalchemy.orm import Session
@@ -28,6 +32,12 @@ REST_SECONDS = 0.04
 """How long everybody rests when the mail service asks to slow down."""
 AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
+BULK_EVERY_SECONDS, BULK_LATER_SECONDS = 1.1, 3.0
+"""Between two bulk calls where one a second is let through, and after one that was not."""
+BULK_PROBE_EVERY_SECONDS = 60.0
+"""How often a second one within a second tries whether that is still so."""
+_BULK_PROBE_AFTER_SECONDS = 0.3, 0.75
+"""When it does, after the call before: surely within the same second, and surely not at the same moment."""
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
 KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0
@@ -35,6 +45,17 @@ KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0
 MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 60.0, 10
 """Nobody reserves further ahead: a free instant beyond is what a wrong clock has left, and does not count."""
 _DAY = 86_400.0
+
+
+class BulkTurn(Enum):
+    """Whether it is one's turn to make a bulk call where they are scarce.
+
+    A probe is one more than is known to be let through; if it is, they are not scarce any more.
+    """
+
+    NOT_YET = auto()
+    YES = auto()
+    PROBE = auto()
 
 
 def batch_size(rate: float, largest: int) -> int:
@@ -88,6 +109,40 @@ def slow_down(session: Session, *, now: float) -> None:
     factor = recovered(row.factor, since)
     lowered = max(LOWEST, factor * LOWERED) if since < AGAIN_SECONDS else factor
     session.execute(update(Pace).values(factor=lowered, throttled_at=now))
+
+
+def note_scarce_bulk_calls(session: Session, *, now: float) -> None:
+    """Let all senders together make one bulk call a second from now on."""
+    session.execute(update(Pace).values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_EVERY_SECONDS))
+
+
+def postpone_bulk_turn(session: Session, *, now: float) -> None:
+    """Let nobody make a bulk call for a while, because one in its turn was refused."""
+    session.execute(update(Pace).values(bulk_free_at=now + BULK_LATER_SECONDS))
+
+
+def note_plenty_of_bulk_calls(session: Session) -> None:
+    """Let senders make as many bulk calls as the rate asks for again."""
+    session.execute(update(Pace).values(bulk_probe_at=0.0))
+
+
+def are_bulk_calls_scarce(session: Session) -> bool:
+    """Return whether one bulk call a second is let through."""
+    return session.execute(select(Pace.bulk_probe_at)).scalar_one() > 0
+
+
+def take_bulk_turn(session: Session, *, now: float) -> BulkTurn:
+    """Return whether a bulk call may be made now where they are scarce, and take the turn."""
+    turn_at, probe_at = session.execute(select(Pace.bulk_free_at, Pace.bulk_probe_at).with_for_update()).one()
+    earliest, latest = (turn_at - BULK_EVERY_SECONDS + after for after in _BULK_PROBE_AFTER_SECONDS)
+    is_probe = now >= probe_at and earliest <= now <= latest
+    if not is_probe and now < turn_at <= now + BULK_LATER_SECONDS:
+        return BulkTurn.NOT_YET
+    taken = {"bulk_free_at": now + BULK_EVERY_SECONDS}
+    if is_probe:
+        taken["bulk_probe_at"] = now + BULK_PROBE_EVERY_SECONDS
+    session.execute(update(Pace).values(**taken))
+    return BulkTurn.PROBE if is_probe else BulkTurn.YES
 
 
 def recovered(factor: float, seconds: float) -> float:

@@ -25,11 +25,12 @@ from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
 from .models import BroadcastStatus
+from .pacing import BulkTurn
 from .tokens import Tokens
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
-BUSY_LOOK_SECONDS = 0.25
+BUSY_LOOK_SECONDS = 0.5
 """Between two looks while there is work; claiming sees a pause by itself."""
 TROUBLE_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
@@ -43,18 +44,20 @@ The outcome of its call may be waiting to be written: by another sender, if the 
 """
 AHEAD_SECONDS = 0.25
 """How far ahead instants are reserved: what is claimed leaves within this time, and a pause takes no longer."""
-LOT_SECONDS = 0.1
+LOT_SECONDS = 0.2
 """What the rate allows in this time is claimed at once."""
 LATE_SECONDS = 0.5
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over."""
+BEHIND_SECONDS = 0.1
+"""From how long after their instants calls leave when the process cannot keep up: it claims no more ahead then."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
-FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 4, 48
+FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 6, 48
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
 CALL_PROCESSOR_SECONDS = 0.006
 """What a call is taken to cost before there was one: as much as one with fifty recipients."""
-CALLS_SHARE = 0.6
+CALLS_SHARE = 0.8
 """Of the time of a busy process; claims and looks take the rest."""
 SPARE = 1.5
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
@@ -64,10 +67,9 @@ BULK_SECONDS = 2.0
 """How long bulk calls have to be refused before that is put down to their being bulk calls."""
 MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
-SINGLE_SECONDS = 60.0
-"""How long calls carry one recipient each after bulk calls were refused as too many."""
 APART_SECONDS = 5.0
-"""How long they do after one was refused because of what is in it: until that one recipient has had a call."""
+"""How long calls carry one recipient each after a bulk call was refused because of what is in it: until that one
+recipient has had a call."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
 _CLOCK_SECONDS = 60.0
 _MOST_CHUNKS = 20
@@ -88,6 +90,8 @@ class Call:
     broadcast_id: int
     batch: Batch
     due_at: float
+    bulk_turn: BulkTurn = BulkTurn.NOT_YET
+    """Where bulk calls are scarce: whether this is one of the few, which leave beside the pace of the others."""
 
 
 @dataclass
@@ -119,8 +123,10 @@ class Sender:
         self._largest = 1
         self._has_more = False
         self._bulk_calls: deque[tuple[float, bool]] = deque()
-        self._single_until = self._claim_at = self._departed_at = 0.0
-        self._turn = threading.Lock()
+        self._are_bulk_calls_scarce = False
+        self._apart_until = self._claim_at = self._departed_at = self._behind = 0.0
+        self._turn, self._settling = threading.Lock(), threading.Lock()
+        self._unsettled: deque[tuple[Batch, Sequence[Outcome]]] = deque()
         self._next: dict[str, float] = {}
         self._message_of = lru_cache(maxsize=8)(self._load_message)
 
@@ -177,6 +183,7 @@ class Sender:
         if self._work:
             with self.sessions.begin() as session:
                 self._rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+                self._are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
         self._send_confirmations()
         tended = [self._tend(work) for work in self._work]
         self._keep_house()
@@ -245,41 +252,70 @@ class Sender:
 
     def _calls_ahead(self) -> int:
         """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
-        return 0 if math.isinf(self._rate) else math.ceil(self._calls_a_second() * AHEAD_SECONDS)
+        if math.isinf(self._rate) or self._behind > BEHIND_SECONDS:
+            return 0
+        return math.ceil(self._calls_a_second() * AHEAD_SECONDS)
 
     def _calls_a_second(self, spare: float = 1.0) -> float:
         """Return how many calls the rate asks for, at most as many as one process of Python has time for.
 
         Threads that the rate would allow beyond wait only for each other.
         """
-        wanted = spare * self._rate / pacing.batch_size(self._rate, self._largest)
+        wanted = spare * self._steady_rate() / self._recipients_a_call()
         return min(wanted, CALLS_SHARE / _lower_quartile(self._call_processor_seconds, CALL_PROCESSOR_SECONDS))
+
+    def _recipients_a_call(self) -> int:
+        if self._has_scarce_bulk_calls() or time.monotonic() < self._apart_until:
+            return 1
+        return pacing.batch_size(self._rate, self._largest)
+
+    def _has_scarce_bulk_calls(self) -> bool:
+        """Return whether one bulk call a second is let through, and there would be more of them."""
+        return self._are_bulk_calls_scarce and pacing.batch_size(self._rate, self._largest) > 1
+
+    def _steady_rate(self) -> float:
+        """Return the rate of the calls that leave at their instants: all but scarce bulk calls."""
+        return self._rate - (pacing.HEADROOM * self._largest if self._has_scarce_bulk_calls() else 0)
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
         for work in self._work:
             if work.status is not BroadcastStatus.SENDING:
                 continue
-            largest = self._largest_batch(work.broadcast_id)
+            before, self._largest = self._largest, self.mailer.largest_batch(self._message_of(work.broadcast_id))
             with self.sessions.begin() as session:
-                lot = self._claim_and_reserve(session, work.broadcast_id, largest)
+                lot = self._claim_bulk_call(session, work.broadcast_id) or self._claim_and_reserve(
+                    session, work.broadcast_id
+                )
             if lot is None:
                 return []
             if lot:
-                self._largest = largest
                 return lot
+            self._largest = before
         return []
 
-    def _claim_and_reserve(self, session: Session, broadcast_id: int, largest: int) -> list[Call] | None:
+    def _claim_bulk_call(self, session: Session, broadcast_id: int) -> list[Call]:
+        """Claim for the one bulk call a second where they are scarce; it leaves beside the calls at the pace."""
+        if not self._has_scarce_bulk_calls() or time.monotonic() < self._apart_until:
+            return []
+        now, begun = self._time(), time.monotonic()
+        if (turn := pacing.take_bulk_turn(session, now=now.timestamp())) is BulkTurn.NOT_YET:
+            return []
+        if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
+            return []
+        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._largest, now=now)
+        return [] if batch is None else [Call(broadcast_id, batch, begun + AHEAD_SECONDS, turn)]
+
+    def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve for one broadcast; return None when it is too early for anybody."""
-        now, begun, rate = self._time(), time.monotonic(), self._rate
+        now, begun, rate = self._time(), time.monotonic(), self._steady_rate()
         too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - AHEAD_SECONDS
         if too_early > 0:
             self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
             return None
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
-        largest = pacing.batch_size(rate, largest)
+        largest = self._recipients_a_call()
         limit = max(largest, int(min(rate * LOT_SECONDS, LARGEST_LOT)))
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
         if batch is None:
@@ -323,7 +359,7 @@ class Sender:
         self._settle(call.batch, outcomes)
         self._call_seconds.append(time.monotonic() - begun)
         self._call_processor_seconds.append(time.thread_time() - processor_begun)
-        self._heed(call.broadcast_id, outcomes)
+        self._heed(call, outcomes)
         return True
 
     def _await_instant(self, call: Call) -> bool:
@@ -331,15 +367,17 @@ class Sender:
 
         It is late as well when the process slept through its instant, because others may have sent it by then.
         """
-        leave_at = self._departure(call.due_at, len(call.batch.recipients))
+        is_beside = call.bulk_turn is not BulkTurn.NOT_YET
+        leave_at = call.due_at if is_beside else self._departure(call.due_at, len(call.batch.recipients))
         latest = call.due_at + LATE_SECONDS
+        self._behind = leave_at - call.due_at
         if leave_at > latest or self.stopping.wait(max(0.0, leave_at - time.monotonic())):
             return False
         return time.monotonic() <= latest
 
     def _departure(self, due_at: float, messages: int) -> float:
         """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
-        spacing = messages * pacing.HEADROOM / self._rate
+        spacing = messages * pacing.HEADROOM / self._steady_rate()
         with self._turn:
             self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)
             return self._departed_at
@@ -358,7 +396,17 @@ class Sender:
                     time.sleep(RELEASE_SECONDS / 4)
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        """Write the outcomes down, however long the database is away: what is not written down is sent twice.
+        """Write the outcomes down, and return when they are.
+
+        Those that come while others are being written down share the next transaction.
+        """
+        self._unsettled.append((batch, outcomes))
+        with self._settling:
+            if together := [self._unsettled.popleft() for _ in range(len(self._unsettled))]:
+                self._write_down(together)
+
+    def _write_down(self, settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> None:
+        """Write outcomes down, however long the database is away: what is not written down is sent twice.
 
         A sender that is to end tries for a few seconds more.
         """
@@ -366,25 +414,29 @@ class Sender:
         while True:
             try:
                 with self.sessions.begin() as session:
-                    return ledger.settle(session, batch, outcomes, self._time())
+                    for batch, outcomes in _by_lease(settled):
+                        ledger.settle(session, batch, outcomes, self._time())
             except SQLAlchemyError:
                 self._expire_from = time.monotonic() + GRACE_SECONDS
                 if self.stopping.is_set():
                     give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
                 if time.monotonic() > give_up:
                     raise
-                log.warning("outcomes could not be written down yet", extra={"lease": batch.lease})
+                log.warning("outcomes could not be written down yet", extra={"calls": len(settled)})
                 time.sleep(TROUBLE_SECONDS)
+            else:
+                return
 
-    def _heed(self, broadcast_id: int, outcomes: Sequence[Outcome]) -> None:
+    def _heed(self, call: Call, outcomes: Sequence[Outcome]) -> None:
         """Slow down or rest when the outcomes ask for it."""
         verdicts = [outcome.verdict for outcome in outcomes]
         throttled = Verdict.THROTTLED in verdicts
         if len(outcomes) > 1:
-            self._note_bulk(refused=set(verdicts) == {Verdict.THROTTLED})
+            was_one_too_many = self._note_bulk_call(call.bulk_turn, refused=set(verdicts) == {Verdict.THROTTLED})
+            throttled = throttled and not was_one_too_many
         self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
         if Verdict.APART in verdicts:
-            self._single_until = max(self._single_until, time.monotonic() + APART_SECONDS)
+            self._apart_until = time.monotonic() + APART_SECONDS
             verdicts = [verdict for verdict in verdicts if verdict is not Verdict.APART]
         self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
         holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
@@ -395,19 +447,34 @@ class Sender:
         with self.sessions.begin() as session:
             if holds:
                 self._refused = 0
-                self._sending.discard(broadcast_id)
-                broadcasts.hold(session, broadcast_id, reason=holds[0], now=self._time())
-                log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": broadcast_id})
+                self._sending.discard(call.broadcast_id)
+                broadcasts.hold(session, call.broadcast_id, reason=holds[0], now=self._time())
+                log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": call.broadcast_id})
             elif throttled:
                 pacing.slow_down(session, now=self._time().timestamp())
             else:
                 rest = min(TROUBLE_SECONDS * 2.0**self._unanswered, 30.0)
                 pacing.back_off(session, rest, now=self._time().timestamp())
 
-    def _note_bulk(self, *, refused: bool) -> None:
-        """Turn to calls of one recipient each when hardly more than one bulk call a second is let through.
+    def _note_bulk_call(self, turn: BulkTurn, *, refused: bool) -> bool:
+        """Note whether a bulk call was let through; return whether it was refused for being one too many."""
+        if turn is BulkTurn.NOT_YET:
+            if not self._are_bulk_calls_scarce:
+                self._watch_bulk_calls(refused=refused)
+            return False
+        if turn is BulkTurn.PROBE and not refused:
+            with self.sessions.begin() as session:
+                pacing.note_plenty_of_bulk_calls(session)
+            log.info("bulk calls are let through again")
+        if turn is BulkTurn.YES and refused:
+            with self.sessions.begin() as session:
+                pacing.postpone_bulk_turn(session, now=self._time().timestamp())
+        return refused
 
-        Some accounts may make no more. Refusals alone prove nothing: going over the rate for a moment causes them too.
+    def _watch_bulk_calls(self, *, refused: bool) -> None:
+        """Find out whether hardly more than one bulk call a second is let through: some accounts may make no more.
+
+        Refusals alone prove nothing: going over the rate for a moment causes them too.
         """
         now = time.monotonic()
         with self._turn:
@@ -417,14 +484,11 @@ class Sender:
             late = list(self._bulk_calls)
         seconds, refusals = now - late[0][0], sum(was_refused for _, was_refused in late)
         if seconds >= BULK_SECONDS and len(late) - refusals <= min(refusals, seconds + 1):
-            self._single_until = now + SINGLE_SECONDS
+            with self.sessions.begin() as session:
+                pacing.note_scarce_bulk_calls(session, now=self._time().timestamp())
+            self._are_bulk_calls_scarce = True
             self._bulk_calls.clear()
-            log.warning("bulk calls are refused; each recipient gets a call for a while")
-
-    def _largest_batch(self, broadcast_id: int) -> int:
-        if time.monotonic() < self._single_until:
-            return 1
-        return self.mailer.largest_batch(self._message_of(broadcast_id))
+            log.warning("one bulk call a second is let through; the others become calls of one recipient each")
 
     def _send_confirmations(self) -> None:
         """Send the confirmation mails that are due, a few at a time, at the pace that all share."""
@@ -509,6 +573,16 @@ class Sender:
             return False
         self._next[chore] = time.monotonic() + seconds
         return True
+
+
+def _by_lease(settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> list[tuple[Batch, list[Outcome]]]:
+    """Return batches with their outcomes, those of one lease together: one statement settles them."""
+    together: dict[str, tuple[list[Recipient], list[Outcome]]] = {}
+    for batch, outcomes in settled:
+        recipients, theirs = together.setdefault(batch.lease, ([], []))
+        recipients += batch.recipients
+        theirs += outcomes
+    return [(Batch(lease, recipients), outcomes) for lease, (recipients, outcomes) in sorted(together.items())]
 
 
 def _lower_quartile(seconds: Collection[float], unknown: float) -> float:

@@ -52,6 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "audience_end": 1,
         "filled_to": 1,
         "urgent": True,
+        "include_unknown": True,
         "created_at": THEN,
     },
     "delivery": {"id": 4, "broadcast_id": 3, "registration_id": 1, "status": "sent", "attempts": 1},

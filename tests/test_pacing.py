@@ -14,6 +14,7 @@ from sqlalchemy.orm import sessionmaker
 from registration import pacing
 from registration.db import db
 from registration.models import Pace
+from registration.pacing import BulkTurn
 
 NOW = 1_800_000_000.0
 
@@ -122,6 +123,64 @@ def test_the_slowest_rate_is_no_wrong_clock(sessions: sessionmaker) -> None:
 
     with sessions.begin() as session:
         assert pacing.free_in(session, rate=0.01, now=NOW) == pytest.approx(100)
+
+
+def take_bulk_turn(sessions: sessionmaker, now: float) -> BulkTurn:
+    with sessions.begin() as session:
+        return pacing.take_bulk_turn(session, now=now)
+
+
+@pytest.fixture
+def scarce(sessions: sessionmaker) -> sessionmaker:
+    """Where bulk calls are scarce since NOW."""
+    with sessions.begin() as session:
+        assert not pacing.are_bulk_calls_scarce(session)
+        pacing.note_scarce_bulk_calls(session, now=NOW)
+        assert pacing.are_bulk_calls_scarce(session)
+    return sessions
+
+
+def test_where_bulk_calls_are_scarce_all_senders_together_make_one_a_second(scarce: sessionmaker) -> None:
+    turns = [take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(100) for _ in range(3)]
+
+    assert turns.count(BulkTurn.YES) == 10
+    assert set(turns) == {BulkTurn.YES, BulkTurn.NOT_YET}
+    assert [take_bulk_turn(scarce, NOW + 20 + seconds) for seconds in (0, 1.0, 1.1)] == [
+        BulkTurn.YES,
+        BulkTurn.NOT_YET,
+        BulkTurn.YES,
+    ]
+
+
+def test_a_minute_later_one_more_within_a_second_tries_whether_they_still_are(scarce: sessionmaker) -> None:
+    turns = [(tenths, take_bulk_turn(scarce, NOW + tenths / 10)) for tenths in range(1300)]
+
+    taken = [tenths for tenths, turn in turns if turn is not BulkTurn.NOT_YET]
+    probes = [tenths for tenths, turn in turns if turn is BulkTurn.PROBE]
+    assert len(probes) == 2
+    assert probes[0] in range(600, 620)
+    assert probes[1] in range(1200, 1240)
+    for probe in probes:
+        before = max(tenths for tenths in taken if tenths < probe)
+        assert 3 <= probe - before <= 8
+    with scarce.begin() as session:
+        pacing.note_plenty_of_bulk_calls(session)
+        assert not pacing.are_bulk_calls_scarce(session)
+
+
+def test_a_bulk_call_that_is_refused_in_its_turn_postpones_the_next(scarce: sessionmaker) -> None:
+    assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
+    with scarce.begin() as session:
+        pacing.postpone_bulk_turn(session, now=NOW)
+
+    assert take_bulk_turn(scarce, NOW + pacing.BULK_LATER_SECONDS - 0.1) is BulkTurn.NOT_YET
+    assert take_bulk_turn(scarce, NOW + pacing.BULK_LATER_SECONDS) is BulkTurn.YES
+
+
+def test_a_bulk_turn_that_a_wrong_clock_left_blocks_nobody(scarce: sessionmaker) -> None:
+    take_bulk_turn(scarce, NOW + 3600)
+
+    assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
 
 
 def test_a_factor_lowered_in_the_future_is_no_lower() -> None:

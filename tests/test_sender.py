@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from registration.models import (
     BroadcastStatus,
     Delivery,
     FeedbackEvent,
+    Pace,
     Registration,
     RegistrationCount,
     RegistrationStatus,
 )
 from registration.sender import FEWEST_IN_FLIGHT, Sender
 
-from . import factories
+from . import factories, ledgers
 from .ledgers import commit
 from .waiting import until
 
@@ -285,13 +287,13 @@ def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_t
 @pytest.mark.parametrize(
     ("rate", "call_seconds", "calls"),
     [
-        (1.0, 0.2, 4),
-        (14.0, 0.2, 5),
+        (1.0, 0.2, FEWEST_IN_FLIGHT),
+        (14.0, 0.5, 11),
         (300.0, 0.2, 13),
         (2000.0, 0.2, 12),
-        (2000.0, 0.01, 4),
+        (2000.0, 0.01, FEWEST_IN_FLIGHT),
         (1e5, 5.0, 48),
-        (math.inf, 1.0, 4),
+        (math.inf, 1.0, FEWEST_IN_FLIGHT),
     ],
 )
 def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
@@ -304,7 +306,7 @@ def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
     assert sender._calls_in_flight() == calls
 
 
-@pytest.mark.parametrize(("processor_seconds", "calls"), [(0.012, 10), (0.024, 5), (0.24, 4)])
+@pytest.mark.parametrize(("processor_seconds", "calls"), [(0.012, 14), (0.024, 7), (0.24, FEWEST_IN_FLIGHT)])
 def test_there_are_no_more_calls_in_flight_than_the_process_has_time_for(
     scripted: Sender, processor_seconds: float, calls: int
 ) -> None:
@@ -323,6 +325,21 @@ def test_one_call_that_fails_at_once_leaves_the_others_their_threads(scripted: S
     scripted._call_seconds.append(0.002)
 
     assert scripted._calls_in_flight() == needed > FEWEST_IN_FLIGHT
+
+
+def test_who_cannot_keep_up_claims_no_more_ahead(scripted: Sender) -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    scripted.look()
+    (call,) = scripted._claim_lot()
+    scripted._rate, scripted._largest = 300.0, 50
+    ahead = scripted._calls_ahead()
+
+    scripted._await_instant(replace(call, due_at=time.monotonic() - 0.2))
+    assert (ahead, scripted._calls_ahead()) == (11, 0)
+    scripted._await_instant(replace(call, due_at=time.monotonic()))
+    assert scripted._calls_ahead() == ahead
 
 
 def test_threads_that_cannot_be_started_are_tried_again(
@@ -360,6 +377,96 @@ def test_bulk_calls_that_are_mostly_refused_give_way_to_single_ones(scripted: Se
 
     assert progress(broadcast_id).sent == 20
     assert sizes[-1] == 1
+
+
+@pytest.fixture
+def scarce(scripted: Sender, mailer: ScriptedMailer) -> Sender:
+    """A sender with 300 recipients to send to at 100 a second, of an account that may make one bulk call a second."""
+    mailer.rate, mailer.largest = 100.0, 50
+    factories.register(300)
+    factories.start_broadcast()
+    commit(pacing.note_scarce_bulk_calls, now=datetime.now(UTC).timestamp())
+    return scripted
+
+
+def test_where_bulk_calls_are_scarce_one_a_second_goes_beside_calls_of_one(
+    scarce: Sender, mailer: ScriptedMailer
+) -> None:
+    calls: list[tuple[float, int]] = []
+
+    def note(recipients: Sequence[Recipient]) -> list[Outcome]:
+        calls.append((time.monotonic(), len(recipients)))
+        return [ACCEPTED] * len(recipients)
+
+    mailer.script = [note] * 300
+    with running(scarce):
+        until(lambda: len(mailer.sent) == 300)
+
+    assert len(set(mailer.sent)) == 300
+    bulk = [at for at, size in calls if size > 1]
+    assert {size for _, size in calls} >= {1, 50}
+    assert all(later - at >= 1 for at, later in pairwise(bulk))
+    busiest = max(sum(size for when, size in calls if at <= when < at + 1) for at, _ in calls)
+    assert busiest <= 100
+
+
+def test_a_probe_that_is_let_through_ends_the_scarcity(scarce: Sender, mailer: ScriptedMailer) -> None:
+    db.session.execute(update(Pace).values(bulk_probe_at=1.0))
+    db.session.commit()
+
+    with running(scarce):
+        until(lambda: len(mailer.sent) == 300)
+
+    with db.session.begin():
+        assert not pacing.are_bulk_calls_scarce(db.session())
+
+
+def test_a_refused_bulk_call_slows_nothing_down_where_they_are_scarce(scarce: Sender, mailer: ScriptedMailer) -> None:
+    sizes: list[int] = []
+
+    def refuse_bulk(recipients: Sequence[Recipient]) -> list[Outcome]:
+        sizes.append(len(recipients))
+        return [Outcome(Verdict.THROTTLED) if len(recipients) > 1 else ACCEPTED] * len(recipients)
+
+    mailer.script = [refuse_bulk] * 400
+    with running(scarce):
+        until(lambda: len(mailer.sent) == 300)
+
+    db.session.rollback()
+    assert db.session.execute(select(Pace.factor)).scalar_one() == 1
+    assert [size for size in sizes if size > 1]
+    assert sorted(set(mailer.sent)) == sorted(mailer.sent)
+
+
+def test_outcomes_that_come_while_others_are_written_down_share_the_next_transaction(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(6)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    one, two = (ledgers.claim(broadcast_id, 3, lease=lease) for lease in ("one", "two"))
+    parts = [ledger.Batch(batch.lease, batch.recipients[at : at + 1]) for batch in (one, two) for at in range(3)]
+    written: list[list[int]] = []
+    may_go_on, settle = threading.Event(), ledger.settle
+
+    def settle_slowly(session: Session, batch: ledger.Batch, outcomes: Sequence[Outcome], now: datetime) -> None:
+        may_go_on.wait(20)
+        written.append([recipient.delivery_id for recipient in batch.recipients])
+        settle(session, batch, outcomes, now)
+
+    monkeypatch.setattr(ledger, "settle", settle_slowly)
+    threads = [threading.Thread(target=scripted._settle, args=(part, [ACCEPTED])) for part in parts]
+    for thread in threads:
+        thread.start()
+        until(lambda thread=thread: scripted._settling.locked() and thread.is_alive())  # type: ignore[misc]
+    until(lambda: len(scripted._unsettled) == 5)
+    may_go_on.set()
+    for thread in threads:
+        thread.join()
+
+    assert progress(broadcast_id).sent == 6
+    first = [recipient.delivery_id for recipient in one.recipients]
+    assert written == [first[:1], first[1:], [recipient.delivery_id for recipient in two.recipients]]
 
 
 def test_stopping_finishes_the_batch_in_hand_and_leaves_the_rest(scripted: Sender, mailer: ScriptedMailer) -> None:
