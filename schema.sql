@@ -134,10 +134,10 @@ CREATE TABLE confirmation_request (
 -- kept for a day.
 -- next_id is the registration that gets the next one.
 CREATE TABLE confirmation_mail (
-    mailbox_hash VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    mailbox VARCHAR(254) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     sent_at DATETIME(6) NOT NULL,
     next_id BIGINT,
-    PRIMARY KEY (mailbox_hash),
+    PRIMARY KEY (mailbox),
     INDEX ix_confirmation_mail_sent_at (sent_at)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
@@ -185,4 +185,4 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
-INSERT INTO alembic_version (version_num) VALUES ('0005');
+INSERT INTO alembic_version (version_num) VALUES ('0004');

@@ -7,7 +7,6 @@ one more mail of the mailbox waits for the next.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -79,9 +78,9 @@ def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list
         may_be_asked = select(Registration.id).where(Registration.id == one.registration_id, _may_be_asked(now))
         if session.execute(may_be_asked.with_for_update()).first() is None:
             continue
-        hashes = _mailbox_hashes(one.email, tokens)
-        if not _count_mail(session, hashes, now):
-            _put_off(session, one.registration_id, hashes)
+        mailbox = _mailbox(one.email, tokens)
+        if not _count_mail(session, mailbox, now):
+            _put_off(session, one.registration_id, mailbox)
             continue
         mark = update(Registration).where(Registration.id == one.registration_id)
         session.execute(mark.values(confirmation_sent_at=now))
@@ -93,7 +92,7 @@ def give_back(session: Session, confirmation: Confirmation, now: datetime, *, to
     """Let a mail that certainly did not leave be taken again in a while."""
     forget = update(Registration).where(Registration.id == confirmation.registration_id)
     session.execute(forget.values(confirmation_sent_at=None))
-    session.execute(delete(ConfirmationMail).where(_is_of(_mailbox_hashes(confirmation.email, tokens))))
+    session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == _mailbox(confirmation.email, tokens)))
     session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=now + LATER))
 
 
@@ -107,38 +106,36 @@ def compose(url: str) -> Message:
     return Message(subject="Please confirm: OpenEMR security and update notices", text=_TEXT.format(url=url))
 
 
-def _count_mail(session: Session, hashes: Sequence[str], now: datetime) -> bool:
+def _count_mail(session: Session, mailbox: str, now: datetime) -> bool:
     """Count a mail to a mailbox and return True, unless it had one within a day.
 
     Whoever registers variations of somebody's address would else fill that mailbox.
     """
-    again = update(ConfirmationMail).where(_is_of(hashes), ConfirmationMail.sent_at <= now - INTERVAL)
+    this = ConfirmationMail.mailbox == mailbox
+    again = update(ConfirmationMail).where(this, ConfirmationMail.sent_at <= now - INTERVAL)
     if rows_matched(session, again.values(sent_at=now, next_id=None)):
         return True
-    if session.execute(select(ConfirmationMail.mailbox_hash).where(_is_of(hashes))).first():
+    if session.execute(select(ConfirmationMail.mailbox).where(this)).first():
         return False
-    session.execute(insert(ConfirmationMail).values(mailbox_hash=hashes[0], sent_at=now))
+    session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=now))
     return True
 
 
-def _put_off(session: Session, registration_id: int, hashes: Sequence[str]) -> None:
+def _put_off(session: Session, registration_id: int, mailbox: str) -> None:
     """Let a registration get the next mail of its mailbox, unless another does.
 
     If all of them waited, a flood of variations would bring a mail a day for as long as there are some.
     """
-    this = _is_of(hashes)
+    this = ConfirmationMail.mailbox == mailbox
     is_next = or_(ConfirmationMail.next_id.is_(None), ConfirmationMail.next_id == registration_id)
     if rows_matched(session, update(ConfirmationMail).where(this, is_next).values(next_id=registration_id)):
         sent_at = session.execute(select(ConfirmationMail.sent_at).where(this)).scalar_one()
         session.execute(insert(ConfirmationRequest).values(registration_id=registration_id, due_at=sent_at + INTERVAL))
 
 
-def _mailbox_hashes(email: str, tokens: Tokens) -> list[str]:
-    return tokens.fingerprints(addresses.mailbox(Address(stored=email, key=email.lower())))
-
-
-def _is_of(hashes: Sequence[str]) -> ColumnElement[bool]:
-    return ConfirmationMail.mailbox_hash.in_(hashes)
+def _mailbox(email: str, tokens: Tokens) -> str:
+    """Return the hash of a mailbox under the oldest key, which all senders have while the keys are being rotated."""
+    return tokens.fingerprints(addresses.mailbox(Address(stored=email, key=email.lower())))[-1]
 
 
 def _may_be_asked(now: datetime) -> ColumnElement[bool]:

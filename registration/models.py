@@ -125,13 +125,13 @@ class ConfirmationRequest(Base):
 class ConfirmationMail(Base):
     """When a mailbox last got a confirmation mail, whichever variation of its address was registered; for a day.
 
-    The mailbox is a keyed hash, so that an erasure can leave it. `next_id` is the registration that gets the next one.
+    `mailbox` is a keyed hash, so that an erasure can leave it. `next_id` is the registration that gets the next one.
     """
 
     __tablename__ = "confirmation_mail"
     __table_args__ = (Index(None, "sent_at"), _TABLE)
 
-    mailbox_hash: Mapped[str] = mapped_column(ascii_string(64), primary_key=True)
+    mailbox: Mapped[str] = mapped_column(ascii_string(254), primary_key=True)
     sent_at: Mapped[datetime] = mapped_column(UtcDateTime)
     next_id: Mapped[int | None] = mapped_column(BigInteger)
 

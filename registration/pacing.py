@@ -34,10 +34,13 @@ AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
 BULK_EVERY_SECONDS, BULK_LATER_SECONDS = 1.1, 3.0
 """Between two bulk calls where one a second is let through, and after one that was not."""
+BULK_SHARE = 1.05
+"""How much of the rate each recipient of a scarce bulk call takes from the other calls: senders are not that exact."""
 BULK_PROBE_EVERY_SECONDS = 60.0
 """How often a second one within a second tries whether that is still so."""
 _BULK_PROBE_AFTER_SECONDS = 0.3, 0.75
 """When it does, after the call before: surely within the same second, and surely not at the same moment."""
+_WRONG_CLOCK_SECONDS = 1.0
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
 KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0
@@ -112,13 +115,15 @@ def slow_down(session: Session, *, now: float) -> None:
 
 
 def note_scarce_bulk_calls(session: Session, *, now: float) -> None:
-    """Let all senders together make one bulk call a second from now on."""
-    session.execute(update(Pace).values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_EVERY_SECONDS))
+    """Let all senders together make one bulk call a second from now on, unless they do already."""
+    known = update(Pace).where(Pace.bulk_probe_at == 0)
+    session.execute(known.values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_EVERY_SECONDS))
 
 
 def postpone_bulk_turn(session: Session, *, now: float) -> None:
-    """Let nobody make a bulk call for a while, because one in its turn was refused."""
-    session.execute(update(Pace).values(bulk_free_at=now + BULK_LATER_SECONDS))
+    """Let nobody make a bulk call for a while, because one in its turn was refused; and nobody probe after none."""
+    later = {"bulk_free_at": now + BULK_LATER_SECONDS, "bulk_probe_at": now + BULK_PROBE_EVERY_SECONDS}
+    session.execute(update(Pace).where(Pace.bulk_probe_at > 0).values(**later))
 
 
 def note_plenty_of_bulk_calls(session: Session) -> None:
@@ -131,18 +136,31 @@ def are_bulk_calls_scarce(session: Session) -> bool:
     return session.execute(select(Pace.bulk_probe_at)).scalar_one() > 0
 
 
-def take_bulk_turn(session: Session, *, now: float) -> BulkTurn:
-    """Return whether a bulk call may be made now where they are scarce, and take the turn."""
-    turn_at, probe_at = session.execute(select(Pace.bulk_free_at, Pace.bulk_probe_at).with_for_update()).one()
-    earliest, latest = (turn_at - BULK_EVERY_SECONDS + after for after in _BULK_PROBE_AFTER_SECONDS)
-    is_probe = now >= probe_at and earliest <= now <= latest
-    if not is_probe and now < turn_at <= now + BULK_LATER_SECONDS:
+def bulk_turn(session: Session, *, now: float) -> BulkTurn:
+    """Return whether a bulk call may be made now where they are scarce; nobody else is told so until the commit."""
+    turn = select(Pace.bulk_free_at, Pace.bulk_probe_at)
+    if _bulk_turn(*session.execute(turn).one(), now) is BulkTurn.NOT_YET:
         return BulkTurn.NOT_YET
+    return _bulk_turn(*session.execute(turn.with_for_update()).one(), now)
+
+
+def _bulk_turn(turn_at: float, probe_at: float, now: float) -> BulkTurn:
+    if probe_at == 0:
+        return BulkTurn.NOT_YET
+    earliest, latest = (turn_at - BULK_EVERY_SECONDS + after for after in _BULK_PROBE_AFTER_SECONDS)
+    if now >= probe_at and earliest <= now <= latest:
+        return BulkTurn.PROBE
+    is_too_early = now < turn_at <= now + BULK_LATER_SECONDS + _WRONG_CLOCK_SECONDS
+    return BulkTurn.NOT_YET if is_too_early else BulkTurn.YES
+
+
+def take_bulk_turn(session: Session, turn: BulkTurn, messages: int, *, rate: float, now: float) -> None:
+    """Take the turn that `bulk_turn` gave. The other calls, at their rate, make room for a probe."""
     taken = {"bulk_free_at": now + BULK_EVERY_SECONDS}
-    if is_probe:
+    if turn is BulkTurn.PROBE:
         taken["bulk_probe_at"] = now + BULK_PROBE_EVERY_SECONDS
+        reserve(session, messages, rate=rate, now=now)
     session.execute(update(Pace).values(**taken))
-    return BulkTurn.PROBE if is_probe else BulkTurn.YES
 
 
 def recovered(factor: float, seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -120,10 +121,16 @@ class Registrar:
         repeatable(self._engine, lambda connection: self._insert_on(connection, rows))
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Insert rows; one whose address was erased waits for its owner's word, because anybody can type it."""
-        by_hash = {fingerprint: row for row in rows for fingerprint in self._tokens.fingerprints(row["email_key"])}
+        """Insert rows; one whose address or plain mailbox was erased waits for its owner: anybody can type it."""
+        by_hash: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            address = Address(stored=row["email"], key=row["email_key"])
+            for key in {address.key, addresses.mailbox(address)}:
+                for fingerprint in self._tokens.fingerprints(key):
+                    by_hash[fingerprint].append(row)
         for fingerprint in connection.execute(_ERASED_AMONG, {"hashes": list(by_hash)}).scalars():
-            by_hash[fingerprint]["status"] = RegistrationStatus.UNCONFIRMED
+            for row in by_hash[fingerprint]:
+                row["status"] = RegistrationStatus.UNCONFIRMED
         connection.execute(_INSERT, rows)
 
     def _find(self, address: Address) -> tuple[uuid.UUID, RegistrationStatus]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from . import broadcasts, confirmations, feedback, ledger, pacing, pins, registrations
 from .broadcasts import Work
-from .db import clock_offset
+from .db import clock_offset, is_deadlock
 from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
@@ -42,17 +42,18 @@ GRACE_SECONDS = 15.0
 
 The outcome of its call may be waiting to be written: by another sender, if the trouble was before this one's start.
 """
-AHEAD_SECONDS = 0.25
-"""How far ahead instants are reserved: what is claimed leaves within this time, and a pause takes no longer."""
-LOT_SECONDS = 0.2
-"""What the rate allows in this time is claimed at once."""
-LATE_SECONDS = 0.5
-"""A call that comes later than this is given back: its broadcast may be paused by now, or its lease over."""
+AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
+"""How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
+both together, and a pause takes no longer."""
+LATE_SECONDS, LATE_BESIDE_SECONDS = 0.5, 0.2
+"""A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. A scarce bulk
+call must not come near the next."""
 BEHIND_SECONDS = 0.1
 """From how long after their instants calls leave when the process cannot keep up: it claims no more ahead then."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
-FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 6, 48
+FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
+"""Calls at once. A process that dies leaves up to a copy for each recipient in them, so there are more of one each."""
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
 CALL_PROCESSOR_SECONDS = 0.006
@@ -91,7 +92,11 @@ class Call:
     batch: Batch
     due_at: float
     bulk_turn: BulkTurn = BulkTurn.NOT_YET
-    """Where bulk calls are scarce: whether this is one of the few, which leave beside the pace of the others."""
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is one of the few bulk calls where they are scarce, which leave beside the pace of the others."""
+        return self.bulk_turn is not BulkTurn.NOT_YET
 
 
 @dataclass
@@ -115,6 +120,7 @@ class Sender:
         self._rate = 0.0
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
+        self._calls_beside: queue.Queue[Call] = queue.Queue()
         self._call_seconds: deque[float] = deque(maxlen=50)
         self._call_processor_seconds: deque[float] = deque(maxlen=50)
         self._unanswered = self._refused = 0
@@ -146,10 +152,11 @@ class Sender:
                 self._claim_at = 0.0
             started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
             if not self._work:
-                self._release_waiting()
+                self._release_waiting(self._calls)
         for thread in threads.values():
             thread.join()
-        self._release_waiting()
+        for calls in (self._calls, self._calls_beside):
+            self._release_waiting(calls)
         log.info("the sender stopped")
 
     def stop(self) -> None:
@@ -205,6 +212,8 @@ class Sender:
         Return whether claims have begun: the first call then leaves sooner if no look comes in between.
         """
         tasks: dict[str, Callable[[], None]] = {"claims": self._claim_calls}
+        if self._has_scarce_bulk_calls():
+            tasks["calls-beside"] = self._carry_out_calls_beside
         for number in range(self._calls_in_flight()):
             tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
         missing = [name for name in tasks if name not in threads or not threads[name].is_alive()]
@@ -227,7 +236,7 @@ class Sender:
             return False
         self._claim_at = 0.0
         for call in (lot := self._claim_lot()):
-            self._calls.put(call)
+            (self._calls_beside if call.is_beside else self._calls).put(call)
         self._has_more = bool(lot) or self._claim_at > 0.0
         if not self._has_more:
             self._claim_at = time.monotonic() + LOOK_SECONDS
@@ -239,16 +248,25 @@ class Sender:
                 call = self._calls.get(timeout=LOOK_SECONDS)
                 self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
 
+    def _carry_out_calls_beside(self) -> None:
+        """Make the few bulk calls where they are scarce: their turns do not wait for the calls of one recipient."""
+        while not self.stopping.is_set() and self._work and self._has_scarce_bulk_calls():
+            with suppress(queue.Empty):
+                call = self._calls_beside.get(timeout=LOOK_SECONDS)
+                self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
+        self._release_waiting(self._calls_beside)
+
     def _calls_in_flight(self) -> int:
         """Return how many calls at once keep the rate, by Little's law: calls a second times the time of a call.
 
         That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
         other. The shortest would be that of one call that failed at once, and leave the others too few threads.
         """
+        fewest = FEWEST_SINGLE_IN_FLIGHT if self._has_scarce_bulk_calls() else FEWEST_IN_FLIGHT
         if math.isinf(self._rate):
-            return FEWEST_IN_FLIGHT
+            return fewest
         wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._call_seconds, UNKNOWN_CALL_SECONDS))
-        return min(max(FEWEST_IN_FLIGHT, wanted), MOST_IN_FLIGHT)
+        return min(max(fewest, wanted), MOST_IN_FLIGHT)
 
     def _calls_ahead(self) -> int:
         """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
@@ -275,7 +293,7 @@ class Sender:
 
     def _steady_rate(self) -> float:
         """Return the rate of the calls that leave at their instants: all but scarce bulk calls."""
-        return self._rate - (pacing.HEADROOM * self._largest if self._has_scarce_bulk_calls() else 0)
+        return self._rate - (pacing.BULK_SHARE * self._largest if self._has_scarce_bulk_calls() else 0)
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
@@ -287,24 +305,32 @@ class Sender:
                 lot = self._claim_bulk_call(session, work.broadcast_id) or self._claim_and_reserve(
                     session, work.broadcast_id
                 )
-            if lot is None:
-                return []
             if lot:
                 return lot
             self._largest = before
+            if lot is None:
+                return []
         return []
 
     def _claim_bulk_call(self, session: Session, broadcast_id: int) -> list[Call]:
-        """Claim for the one bulk call a second where they are scarce; it leaves beside the calls at the pace."""
+        """Claim for the one bulk call a second where they are scarce; it leaves beside the calls at the pace.
+
+        When all rest, it rests with them.
+        """
         if not self._has_scarce_bulk_calls() or time.monotonic() < self._apart_until:
             return []
-        now, begun = self._time(), time.monotonic()
-        if (turn := pacing.take_bulk_turn(session, now=now.timestamp())) is BulkTurn.NOT_YET:
+        now, begun, rate = self._time(), time.monotonic(), self._steady_rate()
+        is_resting = pacing.free_in(session, rate=rate, now=now.timestamp()) > 2 * (AHEAD_SECONDS + LOT_SECONDS)
+        turn = pacing.bulk_turn(session, now=now.timestamp())
+        if is_resting or turn is BulkTurn.NOT_YET:
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._largest, now=now)
-        return [] if batch is None else [Call(broadcast_id, batch, begun + AHEAD_SECONDS, turn)]
+        if batch is None:
+            return []
+        pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, now=now.timestamp())
+        return [Call(broadcast_id, batch, begun, turn)]
 
     def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve for one broadcast; return None when it is too early for anybody."""
@@ -367,8 +393,9 @@ class Sender:
 
         It is late as well when the process slept through its instant, because others may have sent it by then.
         """
-        is_beside = call.bulk_turn is not BulkTurn.NOT_YET
-        leave_at = call.due_at if is_beside else self._departure(call.due_at, len(call.batch.recipients))
+        if call.is_beside:
+            return time.monotonic() <= call.due_at + LATE_BESIDE_SECONDS
+        leave_at = self._departure(call.due_at, len(call.batch.recipients))
         latest = call.due_at + LATE_SECONDS
         self._behind = leave_at - call.due_at
         if leave_at > latest or self.stopping.wait(max(0.0, leave_at - time.monotonic())):
@@ -387,12 +414,12 @@ class Sender:
             ledger.release(session, call.batch)
         return True
 
-    def _release_waiting(self) -> None:
+    def _release_waiting(self, calls: queue.Queue[Call]) -> None:
         """Give back what waits for its instant; if the database is away for too long, the end of the leases does it."""
         give_up = time.monotonic() + RELEASE_SECONDS
         with suppress(queue.Empty):
             while time.monotonic() < give_up:
-                if not self._guard(partial(self._release, self._calls.get_nowait())):
+                if not self._guard(partial(self._release, calls.get_nowait())):
                     time.sleep(RELEASE_SECONDS / 4)
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
@@ -416,7 +443,9 @@ class Sender:
                 with self.sessions.begin() as session:
                     for batch, outcomes in _by_lease(settled):
                         ledger.settle(session, batch, outcomes, self._time())
-            except SQLAlchemyError:
+            except SQLAlchemyError as error:
+                if isinstance(error, OperationalError) and is_deadlock(error):
+                    continue
                 self._expire_from = time.monotonic() + GRACE_SECONDS
                 if self.stopping.is_set():
                     give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
@@ -432,7 +461,7 @@ class Sender:
         verdicts = [outcome.verdict for outcome in outcomes]
         throttled = Verdict.THROTTLED in verdicts
         if len(outcomes) > 1:
-            was_one_too_many = self._note_bulk_call(call.bulk_turn, refused=set(verdicts) == {Verdict.THROTTLED})
+            was_one_too_many = self._note_bulk_call(call.bulk_turn, set(verdicts))
             throttled = throttled and not was_one_too_many
         self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
         if Verdict.APART in verdicts:
@@ -456,15 +485,17 @@ class Sender:
                 rest = min(TROUBLE_SECONDS * 2.0**self._unanswered, 30.0)
                 pacing.back_off(session, rest, now=self._time().timestamp())
 
-    def _note_bulk_call(self, turn: BulkTurn, *, refused: bool) -> bool:
+    def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:
         """Note whether a bulk call was let through; return whether it was refused for being one too many."""
+        refused = verdicts == {Verdict.THROTTLED}
         if turn is BulkTurn.NOT_YET:
             if not self._are_bulk_calls_scarce:
                 self._watch_bulk_calls(refused=refused)
             return False
-        if turn is BulkTurn.PROBE and not refused:
+        if turn is BulkTurn.PROBE and Verdict.ACCEPTED in verdicts:
             with self.sessions.begin() as session:
                 pacing.note_plenty_of_bulk_calls(session)
+            self._are_bulk_calls_scarce = False
             log.info("bulk calls are let through again")
         if turn is BulkTurn.YES and refused:
             with self.sessions.begin() as session:
@@ -576,13 +607,17 @@ class Sender:
 
 
 def _by_lease(settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> list[tuple[Batch, list[Outcome]]]:
-    """Return batches with their outcomes, those of one lease together: one statement settles them."""
+    """Return batches with their outcomes, those of one lease together, for one statement each.
+
+    In the order of their deliveries, as others lock them.
+    """
     together: dict[str, tuple[list[Recipient], list[Outcome]]] = {}
     for batch, outcomes in settled:
         recipients, theirs = together.setdefault(batch.lease, ([], []))
         recipients += batch.recipients
         theirs += outcomes
-    return [(Batch(lease, recipients), outcomes) for lease, (recipients, outcomes) in sorted(together.items())]
+    merged = [(Batch(lease, recipients), outcomes) for lease, (recipients, outcomes) in together.items()]
+    return sorted(merged, key=lambda one: min((recipient.delivery_id for recipient in one[0].recipients), default=0))
 
 
 def _lower_quartile(seconds: Collection[float], unknown: float) -> float:

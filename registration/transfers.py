@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
+from sqlalchemy import Executable, and_, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from . import addresses, feedback, versions
@@ -170,14 +170,18 @@ def windows(session: Session) -> range:
 
 
 def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
-    """Return a window of ids as lines with the columns of COLUMNS, one for each installation or registration."""
+    """Return a window of ids as lines with the columns of COLUMNS, one for each installation or registration.
+
+    Whose confirmation mail bounced is unconfirmed there, because a table does not tell that of who just bounced.
+    """
+    never_confirmed = Registration.status == RegistrationStatus.BOUNCED, Registration.confirmation_sent_at.is_not(None)
     lines = select(
         Registration.email,
         Registration.product_id,
         Installation.version,
         Installation.distribution,
         Registration.created_at,
-        Registration.status,
+        case((and_(*never_confirmed), RegistrationStatus.UNCONFIRMED), else_=Registration.status),
         Installation.last_seen_at,
     ).outerjoin(Installation, Installation.registration_id == Registration.id)
     ids = (Registration.id > window, Registration.id <= window + IDS_AT_ONCE)

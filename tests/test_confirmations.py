@@ -299,6 +299,15 @@ def test_an_erased_address_that_is_registered_again_waits_for_its_owner(
     assert status(email.title()) is S.ACTIVE
 
 
+def test_a_variation_of_an_erased_address_waits_for_its_owner(client: FlaskClient) -> None:
+    factories.register_as("ann@example.org")
+    erase(client, "ann@example.org")
+
+    assert client.post("/api/registration", data={"email": "ann+clinic@example.org"}).status_code == 201
+
+    assert status("ann+clinic@example.org") is S.UNCONFIRMED
+
+
 def test_an_erasure_brings_no_second_mail_on_one_day_and_keeps_no_address(
     client: FlaskClient, sender: Sender, settings: dict[str, str]
 ) -> None:
@@ -313,7 +322,7 @@ def test_an_erasure_brings_no_second_mail_on_one_day_and_keeps_no_address(
             file.unlink()
         erase(client, "ann+clinic@example.org")
         (remembered,) = db.session.execute(select(ConfirmationMail)).scalars()
-        assert re.fullmatch("[0-9a-f]{64}", remembered.mailbox_hash)
+        assert re.fullmatch("[0-9a-f]{64}", remembered.mailbox)
         assert remembered.next_id is None
         db.session.rollback()
 

@@ -41,7 +41,7 @@ def test_a_process_is_not_ready_for_a_database_without_tables_until_it_is_migrat
     assert client.get("/ready").status_code == 200
 
 
-@pytest.mark.parametrize("heads", [["0006"], ["0003", "0005"]])
+@pytest.mark.parametrize("heads", [["0005"], ["0003", "0004"]])
 def test_a_process_is_not_ready_for_a_schema_older_than_its_own(
     application: Flask, client: FlaskClient, heads: list[str]
 ) -> None:

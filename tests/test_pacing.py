@@ -127,7 +127,10 @@ def test_the_slowest_rate_is_no_wrong_clock(sessions: sessionmaker) -> None:
 
 def take_bulk_turn(sessions: sessionmaker, now: float) -> BulkTurn:
     with sessions.begin() as session:
-        return pacing.take_bulk_turn(session, now=now)
+        turn = pacing.bulk_turn(session, now=now)
+        if turn is not BulkTurn.NOT_YET:
+            pacing.take_bulk_turn(session, turn, 50, rate=250.0, now=now)
+        return turn
 
 
 @pytest.fixture
@@ -164,8 +167,10 @@ def test_a_minute_later_one_more_within_a_second_tries_whether_they_still_are(sc
         before = max(tenths for tenths in taken if tenths < probe)
         assert 3 <= probe - before <= 8
     with scarce.begin() as session:
+        assert pacing.free_at(session) == pytest.approx(NOW + probes[1] / 10 + 50 / 250)
         pacing.note_plenty_of_bulk_calls(session)
         assert not pacing.are_bulk_calls_scarce(session)
+    assert {take_bulk_turn(scarce, NOW + 130 + tenths / 10) for tenths in range(20)} == {BulkTurn.NOT_YET}
 
 
 def test_a_bulk_call_that_is_refused_in_its_turn_postpones_the_next(scarce: sessionmaker) -> None:
@@ -173,8 +178,28 @@ def test_a_bulk_call_that_is_refused_in_its_turn_postpones_the_next(scarce: sess
     with scarce.begin() as session:
         pacing.postpone_bulk_turn(session, now=NOW)
 
-    assert take_bulk_turn(scarce, NOW + pacing.BULK_LATER_SECONDS - 0.1) is BulkTurn.NOT_YET
-    assert take_bulk_turn(scarce, NOW + pacing.BULK_LATER_SECONDS) is BulkTurn.YES
+    later = NOW + pacing.BULK_LATER_SECONDS
+    assert [take_bulk_turn(scarce, now) for now in (NOW - 0.5, later - 0.1, later)] == [
+        BulkTurn.NOT_YET,
+        BulkTurn.NOT_YET,
+        BulkTurn.YES,
+    ]
+
+
+def test_no_probe_follows_a_bulk_call_that_was_refused(scarce: sessionmaker) -> None:
+    with scarce.begin() as session:
+        session.execute(update(Pace).values(bulk_probe_at=NOW))
+        pacing.postpone_bulk_turn(session, now=NOW)
+
+    assert BulkTurn.PROBE not in {take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(300)}
+
+
+def test_who_finds_out_later_that_bulk_calls_are_scarce_gives_nobody_a_turn(scarce: sessionmaker) -> None:
+    take_bulk_turn(scarce, NOW)
+    with scarce.begin() as session:
+        pacing.note_scarce_bulk_calls(session, now=NOW)
+
+    assert take_bulk_turn(scarce, NOW + 0.1) is BulkTurn.NOT_YET
 
 
 def test_a_bulk_turn_that_a_wrong_clock_left_blocks_nobody(scarce: sessionmaker) -> None:

@@ -34,6 +34,7 @@ from registration.models import (
     RegistrationCount,
     RegistrationStatus,
 )
+from registration.pacing import BulkTurn
 from registration.sender import FEWEST_IN_FLIGHT, Sender
 
 from . import factories, ledgers
@@ -288,7 +289,7 @@ def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_t
     ("rate", "call_seconds", "calls"),
     [
         (1.0, 0.2, FEWEST_IN_FLIGHT),
-        (14.0, 0.5, 11),
+        (14.0, 0.2, 5),
         (300.0, 0.2, 13),
         (2000.0, 0.2, 12),
         (2000.0, 0.01, FEWEST_IN_FLIGHT),
@@ -410,15 +411,63 @@ def test_where_bulk_calls_are_scarce_one_a_second_goes_beside_calls_of_one(
     assert busiest <= 100
 
 
-def test_a_probe_that_is_let_through_ends_the_scarcity(scarce: Sender, mailer: ScriptedMailer) -> None:
-    db.session.execute(update(Pace).values(bulk_probe_at=1.0))
+@pytest.mark.parametrize(
+    ("verdict", "is_over"), [(Verdict.ACCEPTED, True), (Verdict.THROTTLED, False), (Verdict.UNKNOWN, False)]
+)
+def test_a_probe_ends_the_scarcity_if_it_is_let_through(
+    scarce: Sender, mailer: ScriptedMailer, verdict: Verdict, is_over: bool
+) -> None:
+    commit(ledger.fill, 1)
+    now = datetime.now(UTC).timestamp()
+    db.session.execute(update(Pace).values(bulk_free_at=now + 0.6, bulk_probe_at=now - 1))
+    db.session.commit()
+    mailer.script = [always(verdict)]
+    scarce.look()
+
+    (call,) = scarce._claim_lot()
+    scarce._carry_out(call)
+
+    assert (call.bulk_turn, len(call.batch.recipients)) == (BulkTurn.PROBE, 50)
+    db.session.rollback()
+    assert pacing.are_bulk_calls_scarce(db.session()) is not is_over
+    assert scarce._are_bulk_calls_scarce is not is_over
+
+
+def test_a_scarce_bulk_call_rests_with_all_others(scarce: Sender) -> None:
+    commit(ledger.fill, 1)
+    commit(pacing.back_off, 20.0, now=datetime.now(UTC).timestamp())
+    scarce.look()
+
+    assert scarce._claim_lot() == []
+
+
+def test_a_turn_for_which_nothing_is_queued_is_left_to_others(scarce: Sender) -> None:
+    turn_at = commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one())
+    scarce.look()
+    db.session.execute(update(Delivery).values(status="sent"))
     db.session.commit()
 
-    with running(scarce):
-        until(lambda: len(mailer.sent) == 300)
+    assert scarce._claim_lot() == []
+    assert commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one()) == turn_at
 
-    with db.session.begin():
-        assert not pacing.are_bulk_calls_scarce(db.session())
+
+def test_a_deadlock_over_outcomes_is_tried_again_at_once(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    failures, settle = [OperationalError("", {}, Exception(1213, "deadlock"))], ledger.settle
+
+    def settle_at_last(*arguments: object) -> None:
+        if failures:
+            raise failures.pop()
+        settle(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ledger, "settle", settle_at_last)
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 60.0)
+    work(scripted)
+
+    assert progress(broadcast_id).sent == 1
 
 
 def test_a_refused_bulk_call_slows_nothing_down_where_they_are_scarce(scarce: Sender, mailer: ScriptedMailer) -> None:
@@ -433,7 +482,7 @@ def test_a_refused_bulk_call_slows_nothing_down_where_they_are_scarce(scarce: Se
         until(lambda: len(mailer.sent) == 300)
 
     db.session.rollback()
-    assert db.session.execute(select(Pace.factor)).scalar_one() == 1
+    assert db.session.execute(select(Pace.throttled_at)).scalar_one() == 0
     assert [size for size in sizes if size > 1]
     assert sorted(set(mailer.sent)) == sorted(mailer.sent)
 
@@ -456,10 +505,9 @@ def test_outcomes_that_come_while_others_are_written_down_share_the_next_transac
 
     monkeypatch.setattr(ledger, "settle", settle_slowly)
     threads = [threading.Thread(target=scripted._settle, args=(part, [ACCEPTED])) for part in parts]
-    for thread in threads:
+    for number, thread in enumerate(threads):
         thread.start()
-        until(lambda thread=thread: scripted._settling.locked() and thread.is_alive())  # type: ignore[misc]
-    until(lambda: len(scripted._unsettled) == 5)
+        until(lambda number=number: scripted._settling.locked() and len(scripted._unsettled) == number)  # type: ignore
     may_go_on.set()
     for thread in threads:
         thread.join()

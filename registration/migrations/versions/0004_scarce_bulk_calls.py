@@ -1,12 +1,12 @@
-"""The pace of bulk calls, for accounts that may make one a second."""
+"""The pace of bulk calls, for accounts that may make one a second; and no trace of confirmations that are over."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -20,6 +20,7 @@ def upgrade() -> None:
     with op.batch_alter_table("pace") as pace:
         for name in COLUMNS:
             pace.alter_column(name, existing_type=sa.Double(), existing_nullable=False, server_default=None)
+    op.execute("UPDATE registration SET confirmation_sent_at = NULL WHERE status IN ('active', 'bounced')")
 
 
 def downgrade() -> None:
