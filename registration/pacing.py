@@ -36,8 +36,8 @@ BULK_EVERY_SECONDS, BULK_LATER_SECONDS = 1.1, 3.0
 """Between two bulk calls where one a second is let through, and after one that was not."""
 BULK_SHARE = 1.05
 """How much of the rate each recipient of a scarce bulk call takes from the other calls: senders are not that exact."""
-BULK_PROBE_EVERY_SECONDS = 60.0
-"""How often a second one within a second tries whether that is still so."""
+BULK_PROBE_FIRST_SECONDS, BULK_PROBE_EVERY_SECONDS = 10.0, 60.0
+"""After how long a second one within a second tries whether that is still so, as after an outage, and how often."""
 _BULK_PROBE_AFTER_SECONDS = 0.3, 0.75
 """When it does, after the call before: surely within the same second, and surely not at the same moment."""
 _WRONG_CLOCK_SECONDS = 1.0
@@ -117,13 +117,14 @@ def slow_down(session: Session, *, now: float) -> None:
 def note_scarce_bulk_calls(session: Session, *, now: float) -> None:
     """Let all senders together make one bulk call a second from now on, unless they do already."""
     known = update(Pace).where(Pace.bulk_probe_at == 0)
-    session.execute(known.values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_EVERY_SECONDS))
+    session.execute(known.values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_FIRST_SECONDS))
 
 
 def postpone_bulk_turn(session: Session, *, now: float) -> None:
-    """Let nobody make a bulk call for a while, because one in its turn was refused; and nobody probe after none."""
-    later = {"bulk_free_at": now + BULK_LATER_SECONDS, "bulk_probe_at": now + BULK_PROBE_EVERY_SECONDS}
-    session.execute(update(Pace).where(Pace.bulk_probe_at > 0).values(**later))
+    """Let nobody make a bulk call for a while, because one in its turn was refused, and nobody probe before."""
+    turn_at = now + BULK_LATER_SECONDS
+    probe_at = case((Pace.bulk_probe_at < turn_at, turn_at), else_=Pace.bulk_probe_at)
+    session.execute(update(Pace).where(Pace.bulk_probe_at > 0).values(bulk_free_at=turn_at, bulk_probe_at=probe_at))
 
 
 def note_plenty_of_bulk_calls(session: Session) -> None:
@@ -148,7 +149,8 @@ def _bulk_turn(turn_at: float, probe_at: float, now: float) -> BulkTurn:
     if probe_at == 0:
         return BulkTurn.NOT_YET
     earliest, latest = (turn_at - BULK_EVERY_SECONDS + after for after in _BULK_PROBE_AFTER_SECONDS)
-    if now >= probe_at and earliest <= now <= latest:
+    is_due = not now < probe_at <= now + BULK_PROBE_EVERY_SECONDS + _WRONG_CLOCK_SECONDS
+    if is_due and earliest <= now <= latest:
         return BulkTurn.PROBE
     is_too_early = now < turn_at <= now + BULK_LATER_SECONDS + _WRONG_CLOCK_SECONDS
     return BulkTurn.NOT_YET if is_too_early else BulkTurn.YES

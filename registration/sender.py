@@ -45,7 +45,7 @@ The outcome of its call may be waiting to be written: by another sender, if the 
 AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
 """How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
 both together, and a pause takes no longer."""
-LATE_SECONDS, LATE_BESIDE_SECONDS = 0.5, 0.2
+LATE_SECONDS, LATE_BESIDE_SECONDS = 0.5, 0.1
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. A scarce bulk
 call must not come near the next."""
 BEHIND_SECONDS = 0.1
@@ -152,11 +152,10 @@ class Sender:
                 self._claim_at = 0.0
             started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
             if not self._work:
-                self._release_waiting(self._calls)
+                self._release_all_waiting()
         for thread in threads.values():
             thread.join()
-        for calls in (self._calls, self._calls_beside):
-            self._release_waiting(calls)
+        self._release_all_waiting()
         log.info("the sender stopped")
 
     def stop(self) -> None:
@@ -212,8 +211,9 @@ class Sender:
         Return whether claims have begun: the first call then leaves sooner if no look comes in between.
         """
         tasks: dict[str, Callable[[], None]] = {"claims": self._claim_calls}
-        if self._has_scarce_bulk_calls():
-            tasks["calls-beside"] = self._carry_out_calls_beside
+        if self._are_bulk_calls_scarce or not self._calls_beside.empty():
+            for number in range(2):  # one for the probe that follows a call
+                tasks[f"calls-beside-{number}"] = self._carry_out_calls_beside
         for number in range(self._calls_in_flight()):
             tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
         missing = [name for name in tasks if name not in threads or not threads[name].is_alive()]
@@ -250,7 +250,7 @@ class Sender:
 
     def _carry_out_calls_beside(self) -> None:
         """Make the few bulk calls where they are scarce: their turns do not wait for the calls of one recipient."""
-        while not self.stopping.is_set() and self._work and self._has_scarce_bulk_calls():
+        while not self.stopping.is_set() and self._work and self._are_bulk_calls_scarce:
             with suppress(queue.Empty):
                 call = self._calls_beside.get(timeout=LOOK_SECONDS)
                 self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
@@ -342,7 +342,7 @@ class Sender:
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         largest = self._recipients_a_call()
-        limit = max(largest, int(min(rate * LOT_SECONDS, LARGEST_LOT)))
+        limit = max(largest, int(min(rate * LOT_SECONDS, self._calls_a_second() * largest * LOT_SECONDS, LARGEST_LOT)))
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
         if batch is None:
             return []
@@ -414,6 +414,10 @@ class Sender:
             ledger.release(session, call.batch)
         return True
 
+    def _release_all_waiting(self) -> None:
+        for calls in (self._calls, self._calls_beside):
+            self._release_waiting(calls)
+
     def _release_waiting(self, calls: queue.Queue[Call]) -> None:
         """Give back what waits for its instant; if the database is away for too long, the end of the leases does it."""
         give_up = time.monotonic() + RELEASE_SECONDS
@@ -444,13 +448,13 @@ class Sender:
                     for batch, outcomes in _by_lease(settled):
                         ledger.settle(session, batch, outcomes, self._time())
             except SQLAlchemyError as error:
-                if isinstance(error, OperationalError) and is_deadlock(error):
-                    continue
-                self._expire_from = time.monotonic() + GRACE_SECONDS
                 if self.stopping.is_set():
                     give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
                 if time.monotonic() > give_up:
                     raise
+                if isinstance(error, OperationalError) and is_deadlock(error):
+                    continue
+                self._expire_from = time.monotonic() + GRACE_SECONDS
                 log.warning("outcomes could not be written down yet", extra={"calls": len(settled)})
                 time.sleep(TROUBLE_SECONDS)
             else:
@@ -518,7 +522,8 @@ class Sender:
             with self.sessions.begin() as session:
                 pacing.note_scarce_bulk_calls(session, now=self._time().timestamp())
             self._are_bulk_calls_scarce = True
-            self._bulk_calls.clear()
+            with self._turn:
+                self._bulk_calls.clear()
             log.warning("one bulk call a second is let through; the others become calls of one recipient each")
 
     def _send_confirmations(self) -> None:

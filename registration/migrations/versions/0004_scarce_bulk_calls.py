@@ -1,4 +1,4 @@
-"""The pace of bulk calls, for accounts that may make one a second; and no trace of confirmations that are over."""
+"""The pace of bulk calls, for accounts that may make one a second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def upgrade() -> None:
     with op.batch_alter_table("pace") as pace:
         for name in COLUMNS:
             pace.alter_column(name, existing_type=sa.Double(), existing_nullable=False, server_default=None)
-    op.execute("UPDATE registration SET confirmation_sent_at = NULL WHERE status IN ('active', 'bounced')")
 
 
 def downgrade() -> None:
