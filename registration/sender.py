@@ -60,6 +60,9 @@ CALL_PROCESSOR_SECONDS = 0.006
 """What a call is taken to cost before there was one: as much as one with fifty recipients."""
 CALLS_SHARE = 0.8
 """Of the time of a busy process; claims and looks take the rest."""
+MOST_SINGLE_CALLS = 200.0
+"""Calls of one recipient a second for which a process has time. Up to that rate they alone use more of it: the fifty
+recipients of a scarce bulk call need some distance from the others."""
 SPARE = 1.5
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
@@ -262,7 +265,7 @@ class Sender:
         That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
         other. The shortest would be that of one call that failed at once, and leave the others too few threads.
         """
-        fewest = FEWEST_SINGLE_IN_FLIGHT if self._has_scarce_bulk_calls() else FEWEST_IN_FLIGHT
+        fewest = FEWEST_SINGLE_IN_FLIGHT if self._are_bulk_calls_scarce else FEWEST_IN_FLIGHT
         if math.isinf(self._rate):
             return fewest
         wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._call_seconds, UNKNOWN_CALL_SECONDS))
@@ -283,13 +286,13 @@ class Sender:
         return min(wanted, CALLS_SHARE / _lower_quartile(self._call_processor_seconds, CALL_PROCESSOR_SECONDS))
 
     def _recipients_a_call(self) -> int:
-        if self._has_scarce_bulk_calls() or time.monotonic() < self._apart_until:
+        if self._are_bulk_calls_scarce or time.monotonic() < self._apart_until:
             return 1
         return pacing.batch_size(self._rate, self._largest)
 
     def _has_scarce_bulk_calls(self) -> bool:
-        """Return whether one bulk call a second is let through, and there would be more of them."""
-        return self._are_bulk_calls_scarce and pacing.batch_size(self._rate, self._largest) > 1
+        """Return whether one bulk call a second is let through and helps."""
+        return self._are_bulk_calls_scarce and self._largest > 1 and self._rate > MOST_SINGLE_CALLS
 
     def _steady_rate(self) -> float:
         """Return the rate of the calls that leave at their instants: all but scarce bulk calls."""

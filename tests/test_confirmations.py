@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
@@ -13,9 +15,9 @@ from pathlib import Path
 import pytest
 from flask import Flask, current_app
 from flask.testing import FlaskClient
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
-from registration import confirmations, feedback
+from registration import addresses, confirmations, feedback
 from registration.db import autocommit, db
 from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
@@ -43,8 +45,8 @@ def product_id(email: str) -> uuid.UUID:
     return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
 
 
-def take(now: datetime) -> list[confirmations.Confirmation]:
-    return confirmations.take(db.session(), now, tokens=current_app.extensions["tokens"], limit=10)
+def take(now: datetime, limit: int = 10) -> list[confirmations.Confirmation]:
+    return confirmations.take(db.session(), now, tokens=current_app.extensions["tokens"], limit=limit)
 
 
 def mails(settings: dict[str, str]) -> list[str]:
@@ -213,6 +215,34 @@ def test_a_flood_of_variations_of_a_registered_address_brings_its_mailbox_one_ma
         other,
         *(["victim@gmail.com"] if left is S.ACTIVE else []),
     ]
+
+
+@pytest.mark.timeout(400)
+def test_ten_thousand_variations_bring_one_mail_a_day(sender: Sender, settings: dict[str, str]) -> None:
+    if db.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time, which takes minutes")
+    factories.register_as("victim@gmail.com", status=S.OPTED_OUT)
+    registrar, begun, threads = current_app.extensions["registrar"], datetime.now(UTC), 12
+
+    def register(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            email = f"v.ictim+{number}@gmail.com" if number % 2 else f"victim+{number}@googlemail.com"
+            registrar.register(addresses.normalise(email), product_id=uuid.uuid4(), now=begun)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(register, (range(first, 10_000, threads) for first in range(threads))))
+    sent = []
+    for hours in (0, 1, 25):
+        sender.now = lambda hours=hours: begun + timedelta(seconds=5, hours=hours)
+        sender.look()
+        assert take(sender.now(), limit=1_000) == []
+        db.session.commit()
+        sent.append(len(mails(settings)))
+
+    assert sent == [1, 1, 2]
+    db.session.rollback()
+    waiting = Registration.email_key.like("v%ictim+%") & (Registration.status == S.UNCONFIRMED)
+    assert db.session.execute(select(func.count()).where(waiting)).scalar_one() == 10_000
 
 
 @pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])

@@ -381,8 +381,9 @@ def test_bulk_calls_that_are_mostly_refused_give_way_to_single_ones(scripted: Se
 
 
 @pytest.fixture
-def scarce(scripted: Sender, mailer: ScriptedMailer) -> Sender:
+def scarce(scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch) -> Sender:
     """A sender with 300 recipients to send to at 100 a second, of an account that may make one bulk call a second."""
+    monkeypatch.setattr(sender_module, "MOST_SINGLE_CALLS", 50.0)
     mailer.rate, mailer.largest = 100.0, 50
     factories.register(300)
     factories.start_broadcast()
@@ -434,6 +435,17 @@ def test_a_probe_ends_the_scarcity_if_it_is_let_through(
     db.session.rollback()
     assert pacing.are_bulk_calls_scarce(db.session()) is not is_over
     assert scarce._are_bulk_calls_scarce is not is_over
+
+
+def test_scarce_bulk_calls_are_left_alone_where_calls_of_one_recipient_are_enough(
+    scarce: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "MOST_SINGLE_CALLS", 100.0)
+    commit(ledger.fill, 1)
+    scarce.look()
+
+    assert {len(call.batch.recipients) for call in scarce._claim_lot()} == {1}
+    assert scarce._steady_rate() == 100 * pacing.HEADROOM
 
 
 def test_a_scarce_bulk_call_rests_with_all_others(scarce: Sender) -> None:
