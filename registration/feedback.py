@@ -364,13 +364,13 @@ def _suppress(
     """Mail no more to registrations, by their ids or by the keys of their addresses, unless they are not mailed to."""
     for column, values in ((Registration.id, registration_ids), (Registration.email_key, keys)):
         if values:
+            those = update(Registration).where(column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]))
+            if status is _S.COMPLAINED:
+                # What confirmation mail went to whoever complains now confirms nothing any more.
+                rows_matched(session, those.values(status=status, confirmation_sent_at=None))
+                continue
             was_asked = or_(Registration.status != _S.UNCONFIRMED, Registration.confirmation_sent_at.is_not(None))
-            those = update(Registration).where(
-                column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]), was_asked
-            )
-            # What confirmation mail went to whoever complains now confirms nothing any more.
-            void = {"confirmation_sent_at": None} if status is _S.COMPLAINED else {}
-            rows_matched(session, those.values(status=status, **void))
+            rows_matched(session, those.where(was_asked).values(status=status))
 
 
 def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Sequence[_Line]) -> None:
