@@ -49,13 +49,13 @@ def normalise(text: str) -> Address:
     return Address(stored=stored, key=stored.lower())
 
 
-def mailbox(address: Address) -> str:
-    """Return where the mail to an address very likely ends up: the same for variations of one person's address.
+def mailbox(address_key: str) -> str:
+    """Return where the mail to an address, given by its key, very likely ends up: one for a person's variations.
 
     Without the tag after a plus sign, and at Gmail without dots. Two such addresses stay two registrations, because
     nobody but their mail server knows; what may be sent unasked is counted by mailbox.
     """
-    local, _, domain = address.key.rpartition("@")
+    local, _, domain = address_key.rpartition("@")
     local = local.partition("+")[0] or local
     if domain in _DOTS_IGNORED:
         local, domain = local.replace(".", ""), _DOTS_IGNORED[domain]

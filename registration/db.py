@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -151,7 +151,7 @@ def autocommit() -> AbstractContextManager[Connection]:
 
 
 def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
-    """Do work on a connection that may be dead, and once more on a new one if it was.
+    """Do work on a connection that may be dead, and once more on a new one if it was or had to give way to another.
 
     Cheaper than to ask each connection first whether it lives, and without the moment between answer and use; for
     work that may be done twice.
@@ -161,7 +161,7 @@ def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
         with engine.connect() as connection:
             return work(connection)
     except DBAPIError as error:
-        if not _was_dead(error, begun):
+        if not (_was_dead(error, begun) or is_deadlock(error)):
             raise
     with engine.connect() as connection:
         return work(connection)
@@ -186,7 +186,7 @@ def _ask_for_time(session: Session) -> tuple[float, timedelta]:
     return seconds, there.replace(tzinfo=UTC) - asked_at - timedelta(seconds=seconds / 2)
 
 
-def is_deadlock(error: OperationalError) -> bool:
+def is_deadlock(error: DBAPIError) -> bool:
     """Return whether two transactions waited for each other and this one had to give way; it may be tried again."""
     return bool(error.orig and error.orig.args and error.orig.args[0] == LOCK_DEADLOCK)
 

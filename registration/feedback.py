@@ -364,11 +364,13 @@ def _suppress(
     """Mail no more to registrations, by their ids or by the keys of their addresses, unless they are not mailed to."""
     for column, values in ((Registration.id, registration_ids), (Registration.email_key, keys)):
         if values:
-            those = update(Registration).where(column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status]))
+            those = update(Registration).where(column.in_(sorted(values)))
             if status is _S.COMPLAINED:
-                # What confirmation mail went to whoever complains now confirms nothing any more.
+                # What confirmation mail went to whoever complains now, perhaps about it, confirms nothing any more.
+                those = those.where(Registration.status.in_((*MAY_BECOME[status], status)))
                 rows_matched(session, those.values(status=status, confirmation_sent_at=None))
                 continue
+            those = those.where(Registration.status.in_(MAY_BECOME[status]))
             was_asked = or_(Registration.status != _S.UNCONFIRMED, Registration.confirmation_sent_at.is_not(None))
             rows_matched(session, those.where(was_asked).values(status=status))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from . import addresses, confirmations, versions
+from . import addresses, confirmations, erasures, versions
 from .addresses import Address
 from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
@@ -20,7 +20,6 @@ from .group_commit import GroupCommit, Row
 from .models import (
     ConfirmationMail,
     ConfirmationRequest,
-    Erasure,
     Installation,
     Registration,
     RegistrationCount,
@@ -36,8 +35,6 @@ Who = uuid.UUID | Address
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
-_ERASED_AMONG = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
-"""Made once: building a statement costs more than sending it."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +91,18 @@ class Registrar:
             "ip_address": ip_address,
             "created_at": now,
         }
-        try:
-            self._group.insert(new)
-        except IntegrityError as error:
-            known_id, status = self._find(address)
-            if known_id != product_id and status is RegistrationStatus.ACTIVE and installation is None:
-                raise AlreadyRegisteredException from error
-            product_id = known_id
-        else:
-            status = new["status"]
+        known_id, status = self._insert_or_find(new)
+        if known_id != product_id and status is RegistrationStatus.ACTIVE and installation is None:
+            raise AlreadyRegisteredException
         if status is not RegistrationStatus.ACTIVE:
             repeatable(self._engine, lambda connection: _welcome_back(connection, address, now))
         if installation is not None:
             repeatable(self._engine, lambda connection: _remember(connection, address, installation, now))
-        return product_id
+        return known_id
 
     def _first_status_of(self, address: Address) -> RegistrationStatus:
         """Return the status with which an address begins; only a variation costs more than a look at it."""
-        mailbox = addresses.mailbox(address)
+        mailbox = addresses.mailbox(address.key)
         known = mailbox != address.key and repeatable(
             self._engine, lambda connection: _is_known(connection, mailbox, variation=address)
         )
@@ -121,23 +112,45 @@ class Registrar:
         repeatable(self._engine, lambda connection: self._insert_on(connection, rows))
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Insert rows; one whose address or plain mailbox was erased waits for its owner: anybody can type it."""
-        by_hash: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            address = Address(stored=row["email"], key=row["email_key"])
-            for key in {address.key, addresses.mailbox(address)}:
-                for fingerprint in self._tokens.fingerprints(key):
-                    by_hash[fingerprint].append(row)
-        for fingerprint in connection.execute(_ERASED_AMONG, {"hashes": list(by_hash)}).scalars():
-            for row in by_hash[fingerprint]:
-                row["status"] = RegistrationStatus.UNCONFIRMED
+        """Insert rows; one that was erased waits for its owner: anybody can type it."""
+        looked_at = time.monotonic()
+        self._mark_erased(connection, rows)
         connection.execute(_INSERT, rows)
+        if time.monotonic() - looked_at >= erasures.NOTICE_SECONDS:
+            erased = self._mark_erased(connection, rows)
+            those = Registration.email_key.in_(erased), Registration.status == RegistrationStatus.ACTIVE
+            connection.execute(update(Registration).where(*those).values(status=RegistrationStatus.UNCONFIRMED))
 
-    def _find(self, address: Address) -> tuple[uuid.UUID, RegistrationStatus]:
-        """Return product id and status of a known address; the id is the new one if its group was inserted twice."""
-        known = select(Registration.product_id, Registration.status).where(Registration.email_key == address.key)
-        product_id, status = repeatable(self._engine, lambda connection: connection.execute(known).one())
-        return product_id, status
+    def _mark_erased(self, connection: Connection, rows: Sequence[Row]) -> set[str]:
+        erased = erasures.of_mailboxes(connection, {row["email_key"] for row in rows}, tokens=self._tokens)
+        for row in rows:
+            if row["email_key"] in erased:
+                row["status"] = RegistrationStatus.UNCONFIRMED
+        return erased
+
+    def _insert_or_find(self, new: Row) -> tuple[uuid.UUID, RegistrationStatus]:
+        """Return product id and status of a new row, or of the one that its address has; erased meanwhile, it is new.
+
+        Found is the new row itself if a lost connection made its group be inserted twice.
+        """
+        for is_last in (False, False, True):
+            try:
+                self._group.insert(new)
+            except IntegrityError:
+                found = repeatable(self._engine, lambda connection: _find(connection, new["email_key"]))
+                if found is not None:
+                    return found
+                if is_last:
+                    raise
+            else:
+                break
+        return new["product_id"], new["status"]
+
+
+def _find(connection: Connection, address_key: str) -> tuple[uuid.UUID, RegistrationStatus] | None:
+    known = select(Registration.product_id, Registration.status).where(Registration.email_key == address_key)
+    found = connection.execute(known).one_or_none()
+    return None if found is None else (found.product_id, found.status)
 
 
 def _is_known(connection: Connection, mailbox: str, *, variation: Address) -> bool:
@@ -218,33 +231,43 @@ def confirm(session: Session, link: ConfirmationLink) -> None:
 
 
 def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
-    """Delete an address and what is known of it, but for a keyed hash; return whether it was there.
+    """Delete an address and what is known of it, but for keyed hashes; return whether it was there.
 
-    The row stays, because the ledger names it, and the count goes down by one wherever its id is.
+    These it commits at once, and waits a moment, so that whoever registers the address meanwhile sees them; the rest
+    is up to the caller. The row stays, because the ledger names it, and the count goes down by one wherever its id is.
     """
-    # The same value again: it locks the row as `remember_count` does, and on SQLite the database.
-    session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations))
-    there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
-    if (found := session.execute(there.with_for_update()).one_or_none()) is None:
+    if (found := _about_to_be_erased(session, who)) is None:
         return False
-    session.merge(Erasure(key_hash=tokens.fingerprints(found.email_key)[0], erased_at=now))
+    erasures.note(session, found[1], tokens=tokens, now=now)
+    session.commit()
+    time.sleep(erasures.NOTICE_SECONDS)
+    if (found := _about_to_be_erased(session, who)) is None:
+        return False
+    registration_id, key = found
     for table in (Installation, SoftBounce, ConfirmationRequest):
-        session.execute(delete(table).where(table.registration_id == found.id))
-    mailbox = addresses.mailbox(Address(stored=found.email_key, key=found.email_key))
-    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == found.id).values(next_id=None))
-    named = or_(Variation.mailbox == found.email_key, Variation.email_key == found.email_key)
+        session.execute(delete(table).where(table.registration_id == registration_id))
+    mailbox = addresses.mailbox(key)
+    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == registration_id).values(next_id=None))
+    named = or_(Variation.mailbox == key, Variation.email_key == key)
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
-    gone = {"email": "", "email_key": f"erased:{found.id}", "ip_address": None, "status": _ERASED}
-    session.execute(update(Registration).where(Registration.id == found.id).values(**gone))
+    gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
+    session.execute(update(Registration).where(Registration.id == registration_id).values(**gone))
     session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))
     return True
 
 
+def _about_to_be_erased(session: Session, who: Who) -> tuple[int, str] | None:
+    """Return id and key of an address, locked, and so that no other is erased at the same time."""
+    # The same value again: it locks the row as `remember_count` does, and on SQLite the database.
+    session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations))
+    there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
+    found = session.execute(there.with_for_update()).one_or_none()
+    return None if found is None else (found.id, found.email_key)
+
+
 def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
     """Return which of some hundreds of address keys were erased and did not register again themselves since."""
-    by_hash = {fingerprint: key for key in address_keys for fingerprint in tokens.fingerprints(key)}
-    noted = session.execute(select(Erasure.key_hash).where(Erasure.key_hash.in_(by_hash))).scalars()
-    erased = {by_hash[fingerprint] for fingerprint in noted}
+    erased = erasures.of_addresses(session.connection(), address_keys, tokens=tokens)
     back = select(Registration.email_key).where(Registration.email_key.in_(erased))
     return erased.difference(session.execute(back).scalars()) if erased else erased
 

@@ -65,7 +65,7 @@ class Tokens:
 
     def fingerprints(self, address_key: str) -> list[str]:
         """Return the keyed hash of an address under each key, the newest first: what may stay when it is erased."""
-        return [hmac.new(key, address_key.encode(), "sha256").hexdigest() for key in self._erasure_keys]
+        return [hmac.digest(key, address_key.encode(), "sha256").hex() for key in self._erasure_keys]
 
 
 class _Signer(Signer):

@@ -289,7 +289,7 @@ def _with_product_ids(lines: Sequence[Line]) -> Any:
 
 def _note_variations(session: Session, those: Sequence[Address]) -> None:
     """Note which variation of a mailbox is here, so that another that registers itself is asked for confirmation."""
-    mailboxes = [(addresses.mailbox(address), address.key) for address in reversed(those)]
+    mailboxes = [(addresses.mailbox(address.key), address.key) for address in reversed(those)]
     first = {mailbox: key for mailbox, key in mailboxes if mailbox != key}
     noted = session.execute(select(Variation.mailbox).where(Variation.mailbox.in_(first))).scalars() if first else ()
     rows = [{"mailbox": mailbox, "email_key": first[mailbox]} for mailbox in first.keys() - set(noted)]

@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import Connection, create_engine, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 
 from registration.db import (
+    AUTOCOMMIT,
     AWAY_SECONDS,
     CONNECT_SECONDS,
     LOCK_SECONDS,
@@ -22,6 +23,7 @@ from registration.db import (
     db,
     engine_options,
     fail_fast,
+    repeatable,
 )
 from registration.models import Registration, RegistrationStatus
 
@@ -93,6 +95,21 @@ def test_transactions_on_mysql_read_what_is_committed() -> None:
         assert db.session.connection().get_isolation_level() == "READ COMMITTED"
     else:
         assert db.session.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
+
+
+def test_a_statement_that_had_to_give_way_to_another_is_done_again() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has one writer at a time")
+    tried = []
+
+    def work(connection: Connection) -> int:
+        tried.append(connection)
+        if len(tried) == 1:
+            connection.exec_driver_sql("SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock'")
+        return connection.exec_driver_sql("SELECT 7").scalar_one()
+
+    assert repeatable(db.engines[AUTOCOMMIT], work) == 7
+    assert len(tried) == 2
 
 
 def test_nobody_waits_long_for_a_lock() -> None:

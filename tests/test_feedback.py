@@ -112,9 +112,10 @@ def test_each_event_is_written_down_with_the_delivery(kind: str) -> None:
     assert [(event.status, event.body) for event in events()] == [("applied", None)]
 
 
-def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before() -> None:
+@pytest.mark.parametrize("before", [_S.OPTED_OUT, _S.COMPLAINED])
+def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before(before: _S) -> None:
     broadcast_id = sent()
-    db.session.execute(update(Registration).values(status=_S.OPTED_OUT, confirmation_sent_at=NOW))
+    db.session.execute(update(Registration).values(status=before, confirmation_sent_at=NOW))
     db.session.commit()
 
     take(ses_events.complaint(only(broadcast_id).id))

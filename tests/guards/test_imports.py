@@ -27,6 +27,7 @@ LEVELS = {
     "registration.pacing": 3,
     "registration.pins": 3,
     "registration.confirmations": 3,
+    "registration.erasures": 3,
     "registration.registrations": 4,
     "registration.broadcasts": 4,
     "registration.feedback": 4,

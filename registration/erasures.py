@@ -1,0 +1,55 @@
+"""Who had an address erased: only keyed hashes, of the address itself and of the mailbox that it leads to.
+
+The first keeps an import from bringing the address back. The second makes a registration of it, or of a variation of
+it, wait for its owner: anybody can type it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.orm import Session
+
+from . import addresses
+from .models import Erasure
+from .tokens import Tokens
+
+NOTICE_SECONDS = 0.2
+"""How long a note stands before the address is free. A registration that takes as long from its look at the notes to
+its insertion has to look again, so none comes in as if nothing had been erased."""
+
+_NOTED = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
+"""Made once: building a statement costs more than sending it."""
+
+
+def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -> None:
+    """Remember that an address is about to be erased."""
+    for text in (address_key, _mailbox(address_key)):
+        session.merge(Erasure(key_hash=tokens.fingerprints(text)[0], erased_at=now))
+
+
+def of_addresses(connection: Connection, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
+    """Return which of some hundreds of addresses, given by their keys, were erased themselves."""
+    return _noted(connection, {key: key for key in address_keys}, tokens)
+
+
+def of_mailboxes(connection: Connection, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
+    """Return of which of some addresses any variation was erased."""
+    return _noted(connection, {key: _mailbox(key) for key in address_keys}, tokens)
+
+
+def _noted(connection: Connection, texts: Mapping[str, str], tokens: Tokens) -> set[str]:
+    by_hash: dict[str, list[str]] = defaultdict(list)
+    for key, text in texts.items():
+        for fingerprint in tokens.fingerprints(text):
+            by_hash[fingerprint].append(key)
+    noted = connection.execute(_NOTED, {"hashes": list(by_hash)}).scalars()
+    return {key for fingerprint in noted for key in by_hash[fingerprint]}
+
+
+def _mailbox(address_key: str) -> str:
+    """Return a text that stands for a mailbox and for no address."""
+    return f"mailbox {addresses.mailbox(address_key)}"
