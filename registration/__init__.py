@@ -26,13 +26,14 @@ from . import cli, event_queue, registrations_cli
 from .db import AUTOCOMMIT, db, engine_options, fail_fast
 from .domains import Domains, MailServers
 from .event_queue import RECEIVERS, EventQueue
+from .flow import MOST_IN_FLIGHT
 from .limits import Limits
 from .mailers import Mailer
 from .mailers.letters import Letterhead
 from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
 from .registrations import Registrar
-from .sender import MOST_IN_FLIGHT, Sender
+from .sender import Sender
 from .tokens import Tokens
 from .web import api, control, deliveries, errors, headers, health, installations, optout, request_log
 

@@ -1,9 +1,9 @@
-"""Group commit: rows that several threads insert at the same moment go to the database in one statement.
+"""Group commit: what several threads write at the same moment goes to the database together.
 
-The round trip and the flush of the database's log are most of what a registration costs, and they cost the same for
-one row as for ten. Those that come while a statement is under way share the next one; and as long as rows do not come
-alone, each statement is held back for a moment, as PostgreSQL does with commit_delay and commit_siblings
-(https://www.postgresql.org/docs/current/wal-configuration.html). A row that comes alone does not wait.
+The round trips and the flush of the database's log are most of what a small transaction costs, and they cost the same
+for one row as for ten. Those that come while one is under way share the next; and as long as they do not come alone,
+each is held back for a moment, as PostgreSQL does with commit_delay and commit_siblings
+(https://www.postgresql.org/docs/current/wal-configuration.html). What comes alone does not wait.
 """
 
 from __future__ import annotations
@@ -11,48 +11,44 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
-from sqlalchemy.exc import DBAPIError
-
-Row = dict[str, Any]
-Insert = Callable[[Sequence[Row]], None]
+Item = TypeVar("Item")
 
 PAUSE_SECONDS = 0.002
-"""What a statement waits for more rows: about as long as a thread needs to bring one on a busy machine."""
+"""What a write waits for more items: about as long as a thread needs to bring one on a busy machine."""
 
 COMPANY_SECONDS = 0.1
-"""How long after rows that came together the next are expected to."""
+"""How long after items that came together the next are expected to."""
 
 
-class _Entry:
-    """A row on its way; its thread goes on when it has its turn: to lead, or because the row is done."""
+class _Entry(Generic[Item]):
+    """An item on its way; its thread goes on when it has its turn: to lead, or because the item is done."""
 
-    def __init__(self, row: Row) -> None:
-        self.row = row
+    def __init__(self, item: Item) -> None:
+        self.item = item
         self.is_done = False
         self.error: BaseException | None = None
         self.turn = threading.Lock()
         self.turn.acquire()
 
 
-class GroupCommit:
-    """Inserts rows through `insert`, which takes several in one statement and commits them, or raises DBAPIError."""
+class GroupCommit(Generic[Item]):
+    """Commits items through `write`, which takes several and returns what went wrong with each: None where nothing did.
 
-    def __init__(self, insert: Insert) -> None:
-        self._insert = insert
+    What `write` raises went wrong with all of them.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Item]], Sequence[BaseException | None]]) -> None:
+        self._write = write
         self._guard = threading.Lock()
-        self._waiting: list[_Entry] = []
+        self._waiting: list[_Entry[Item]] = []
         self._has_leader = False
         self._company_until = 0.0
 
-    def insert(self, row: Row) -> None:
-        """Insert a row, together with those of other threads, and return when it is committed.
-
-        Raises what the database said of this row: when it refuses several together, each is tried alone. A lost
-        connection is not tried again; it fails them all.
-        """
-        entry = _Entry(row)
+    def commit(self, item: Item) -> None:
+        """Commit an item, together with those of other threads; return when it is done, or raise what went wrong."""
+        entry = _Entry(item)
         with self._guard:
             self._waiting.append(entry)
             must_wait, self._has_leader = self._has_leader, True
@@ -64,29 +60,23 @@ class GroupCommit:
             raise entry.error
 
     def _lead(self) -> None:
-        """Insert all rows that wait, and give the lead to the first of those that came meanwhile."""
+        """Commit all that waits, and give the lead to the first of those that came meanwhile."""
         if time.monotonic() < self._company_until:
             time.sleep(PAUSE_SECONDS)
         with self._guard:
             group, self._waiting = self._waiting, []
-        self._insert_together(group)
+        errors = self._write_all([entry.item for entry in group])
         self._company_until = time.monotonic() + COMPANY_SECONDS if len(group) > 1 else 0.0
+        for entry, error in zip(group, errors, strict=True):
+            entry.is_done, entry.error = True, error
         with self._guard:
             following = self._waiting[:1]
             self._has_leader = bool(following)
         for entry in (*following, *group):
             entry.turn.release()
 
-    def _insert_together(self, group: Sequence[_Entry]) -> None:
+    def _write_all(self, items: Sequence[Item]) -> Sequence[BaseException | None]:
         try:
-            self._insert([entry.row for entry in group])
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is raised where each row came from
-            is_about_a_row = isinstance(error, DBAPIError) and not error.connection_invalidated
-            if len(group) > 1 and is_about_a_row:
-                for entry in group:
-                    self._insert_together([entry])
-                return
-            for entry in group:
-                entry.error = error
-        for entry in group:
-            entry.is_done = True
+            return self._write(items)
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is raised where each item came from
+            return [error] * len(items)

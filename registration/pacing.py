@@ -34,8 +34,6 @@ AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
 BULK_EVERY_SECONDS, BULK_LATER_SECONDS = 1.1, 3.0
 """Between two bulk calls where one a second is let through, and after one that was not."""
-BULK_SHARE = 1.05
-"""How much of the rate each recipient of a scarce bulk call takes from the other calls: senders are not that exact."""
 BULK_PROBE_FIRST_SECONDS, BULK_PROBE_EVERY_SECONDS = 10.0, 60.0
 """After how long a second one within a second tries whether that is still so, as after an outage, and how often."""
 _BULK_PROBE_AFTER_SECONDS = 0.3, 0.75
@@ -115,9 +113,12 @@ def slow_down(session: Session, *, now: float) -> None:
 
 
 def note_scarce_bulk_calls(session: Session, *, now: float) -> None:
-    """Let all senders together make one bulk call a second from now on, unless they do already."""
+    """Let all senders together make one bulk call a second from now on, unless they do already.
+
+    The rate, which what was refused has lowered, is not to blame then.
+    """
     known = update(Pace).where(Pace.bulk_probe_at == 0)
-    session.execute(known.values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_FIRST_SECONDS))
+    session.execute(known.values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_FIRST_SECONDS, factor=1.0))
 
 
 def postpone_bulk_turn(session: Session, *, now: float) -> None:
@@ -137,31 +138,37 @@ def are_bulk_calls_scarce(session: Session) -> bool:
     return session.execute(select(Pace.bulk_probe_at)).scalar_one() > 0
 
 
-def bulk_turn(session: Session, *, now: float) -> BulkTurn:
-    """Return whether a bulk call may be made now where they are scarce; nobody else is told so until the commit."""
+def bulk_turn(session: Session, *, now: float, ahead: float = 0.0) -> tuple[BulkTurn, float]:
+    """Return whether a bulk call may be made within some seconds ahead where they are scarce, and after how many.
+
+    Nobody else is told so until the commit.
+    """
     turn = select(Pace.bulk_free_at, Pace.bulk_probe_at)
-    if _bulk_turn(*session.execute(turn).one(), now) is BulkTurn.NOT_YET:
-        return BulkTurn.NOT_YET
-    return _bulk_turn(*session.execute(turn.with_for_update()).one(), now)
+    found = _bulk_turn(*session.execute(turn).one(), now, ahead)
+    if found[0] is not BulkTurn.NOT_YET:
+        found = _bulk_turn(*session.execute(turn.with_for_update()).one(), now, ahead)
+    return found
 
 
-def _bulk_turn(turn_at: float, probe_at: float, now: float) -> BulkTurn:
+def _bulk_turn(turn_at: float, probe_at: float, now: float, ahead: float) -> tuple[BulkTurn, float]:
     if probe_at == 0:
-        return BulkTurn.NOT_YET
+        return BulkTurn.NOT_YET, 0.0
     earliest, latest = (turn_at - BULK_EVERY_SECONDS + after for after in _BULK_PROBE_AFTER_SECONDS)
     is_due = not now < probe_at <= now + BULK_PROBE_EVERY_SECONDS + _WRONG_CLOCK_SECONDS
     if is_due and earliest <= now <= latest:
-        return BulkTurn.PROBE
-    is_too_early = now < turn_at <= now + BULK_LATER_SECONDS + _WRONG_CLOCK_SECONDS
-    return BulkTurn.NOT_YET if is_too_early else BulkTurn.YES
+        return BulkTurn.PROBE, 0.0
+    wait = turn_at - now
+    if not 0 < wait <= BULK_LATER_SECONDS + _WRONG_CLOCK_SECONDS:
+        return BulkTurn.YES, 0.0
+    return (BulkTurn.YES, wait) if wait <= ahead else (BulkTurn.NOT_YET, 0.0)
 
 
-def take_bulk_turn(session: Session, turn: BulkTurn, messages: int, *, rate: float, now: float) -> None:
-    """Take the turn that `bulk_turn` gave. The other calls, at their rate, make room for a probe."""
-    taken = {"bulk_free_at": now + BULK_EVERY_SECONDS}
+def take_bulk_turn(session: Session, turn: BulkTurn, messages: int, *, rate: float, at: float) -> None:
+    """Take the turn that `bulk_turn` gave, at its instant. The other calls, at their rate, make room for a probe."""
+    taken = {"bulk_free_at": at + BULK_EVERY_SECONDS}
     if turn is BulkTurn.PROBE:
-        taken["bulk_probe_at"] = now + BULK_PROBE_EVERY_SECONDS
-        reserve(session, messages, rate=rate, now=now)
+        taken["bulk_probe_at"] = at + BULK_PROBE_EVERY_SECONDS
+        reserve(session, messages, rate=rate, now=at)
     session.execute(update(Pace).values(**taken))
 
 

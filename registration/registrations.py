@@ -7,16 +7,17 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from . import addresses, confirmations, erasures, versions
 from .addresses import Address
 from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
-from .group_commit import GroupCommit, Row
+from .group_commit import GroupCommit
 from .models import (
     ConfirmationMail,
     ConfirmationRequest,
@@ -29,6 +30,7 @@ from .models import (
 )
 from .tokens import ConfirmationLink, Tokens
 
+Row = dict[str, Any]
 Who = uuid.UUID | Address
 """A registration, by its product id or its address."""
 
@@ -66,7 +68,7 @@ class Registrar:
         self._engine = engine
         self._tokens = tokens
         self._first_status = RegistrationStatus.UNCONFIRMED if confirm else RegistrationStatus.ACTIVE
-        self._group = GroupCommit(self._insert)
+        self._rows = GroupCommit(self._insert)
 
     def register(
         self,
@@ -108,8 +110,18 @@ class Registrar:
         )
         return RegistrationStatus.UNCONFIRMED if known else self._first_status
 
-    def _insert(self, rows: Sequence[Row]) -> None:
-        repeatable(self._engine, lambda connection: self._insert_on(connection, rows))
+    def _insert(self, rows: Sequence[Row]) -> list[DBAPIError | None]:
+        """Insert rows in one statement; when the database refuses several together, each is tried alone.
+
+        A lost connection is not tried again; it fails them all.
+        """
+        try:
+            repeatable(self._engine, lambda connection: self._insert_on(connection, rows))
+        except DBAPIError as error:
+            if len(rows) == 1 or error.connection_invalidated:
+                return [error] * len(rows)
+            return [found for row in rows for found in self._insert([row])]
+        return [None] * len(rows)
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Insert rows; one that was erased waits for its owner: anybody can type it."""
@@ -135,7 +147,7 @@ class Registrar:
         """
         for is_last in (False, False, True):
             try:
-                self._group.insert(new)
+                self._rows.commit(new)
             except IntegrityError:
                 found = repeatable(self._engine, lambda connection: _find(connection, new["email_key"]))
                 if found is not None:

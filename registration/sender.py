@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,9 +17,12 @@ from functools import lru_cache, partial
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import broadcasts, confirmations, feedback, ledger, pacing, pins, registrations
+from . import broadcasts, confirmations, ledger, pacing
 from .broadcasts import Work
 from .db import clock_offset, is_deadlock
+from .flow import AHEAD_SECONDS, LOT_SECONDS, Flow
+from .group_commit import GroupCommit
+from .housekeeping import Timetable, keep_house
 from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
@@ -42,43 +44,15 @@ GRACE_SECONDS = 15.0
 
 The outcome of its call may be waiting to be written: by another sender, if the trouble was before this one's start.
 """
-AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
-"""How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
-both together, and a pause takes no longer."""
 LATE_SECONDS, LATE_BESIDE_SECONDS = 0.5, 0.1
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. A scarce bulk
 call must not come near the next."""
-BEHIND_SECONDS = 0.1
-"""From how long after their instants calls leave when the process cannot keep up: it claims no more ahead then."""
-LARGEST_LOT = 500
-"""Deliveries claimed at once at most."""
-FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
-"""Calls at once. A process that dies leaves up to a copy for each recipient in them, so there are more of one each."""
-UNKNOWN_CALL_SECONDS = 0.25
-"""What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
-CALL_PROCESSOR_SECONDS = 0.006
-"""What a call is taken to cost before there was one: as much as one with fifty recipients."""
-CALLS_SHARE = 0.8
-"""Of the time of a busy process; claims and looks take the rest."""
-MOST_SINGLE_CALLS = 200.0
-"""Calls of one recipient a second for which a process has time. Up to that rate they alone use more of it: the fifty
-recipients of a scarce bulk call need some distance from the others."""
-SPARE = 1.5
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
-BULK_SECONDS = 2.0
-"""How long bulk calls have to be refused before that is put down to their being bulk calls."""
 MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
-APART_SECONDS = 5.0
-"""How long calls carry one recipient each after a bulk call was refused because of what is in it: until that one
-recipient has had a call."""
-_ACCOUNT_SECONDS, _EXPIRE_SECONDS, _COUNT_SECONDS, _FORGET_SECONDS = 1.0, 1.0, 60.0, 3600.0
-_CLOCK_SECONDS = 60.0
-_MOST_CHUNKS = 20
-"""Of old events forgotten, or of registrations counted, at once: the sender is not to be held up."""
-_COUNT_MARGIN = timedelta(minutes=2)
+_ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
 _ALL_REFUSED = (
     "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
     "The service's log has its code."
@@ -120,23 +94,17 @@ class Sender:
     def __post_init__(self) -> None:
         self._work: list[Work] = []
         self._sending: set[int] = set()
-        self._rate = 0.0
+        self._flow = Flow()
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
-        self._call_seconds: deque[float] = deque(maxlen=50)
-        self._call_processor_seconds: deque[float] = deque(maxlen=50)
         self._unanswered = self._refused = 0
         self._clock_offset = timedelta(0)
         self._expire_from = time.monotonic() + GRACE_SECONDS
-        self._largest = 1
         self._has_more = False
-        self._bulk_calls: deque[tuple[float, bool]] = deque()
-        self._are_bulk_calls_scarce = False
-        self._apart_until = self._claim_at = self._departed_at = self._behind = 0.0
-        self._turn, self._settling = threading.Lock(), threading.Lock()
-        self._unsettled: deque[tuple[Batch, Sequence[Outcome]]] = deque()
-        self._next: dict[str, float] = {}
+        self._claim_at = 0.0
+        self._settled = GroupCommit(self._write_down)
+        self._timetable = Timetable()
         self._message_of = lru_cache(maxsize=8)(self._load_message)
 
     def run(self) -> None:
@@ -149,7 +117,7 @@ class Sender:
         tended, started = True, False
         while not self.stopping.wait(0 if tended and not started else LOOK_SECONDS):
             can_wait = self._work and self._has_more and not tended
-            if can_wait and not self._is_due("look", BUSY_LOOK_SECONDS):
+            if can_wait and not self._timetable.is_due("look", BUSY_LOOK_SECONDS):
                 continue
             if tended := self._guard(self.look):
                 self._claim_at = 0.0
@@ -181,7 +149,7 @@ class Sender:
 
     def look(self) -> bool:
         """See what there is to do and do all of it but the sending; return whether there was anything."""
-        if self._is_due("clock", _CLOCK_SECONDS):
+        if self._timetable.is_due("clock", _CLOCK_SECONDS):
             with self.sessions.begin() as session:
                 self._clock_offset = clock_offset(session)
         now = self._time()
@@ -191,11 +159,11 @@ class Sender:
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
-                self._rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
-                self._are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
+                self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+                self._flow.are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
         self._send_confirmations()
         tended = [self._tend(work) for work in self._work]
-        self._keep_house()
+        keep_house(self.sessions, self._timetable, self.now(), ip_retention=self.ip_retention)
         return any(tended)
 
     def send_lot(self) -> bool:
@@ -214,10 +182,10 @@ class Sender:
         Return whether claims have begun: the first call then leaves sooner if no look comes in between.
         """
         tasks: dict[str, Callable[[], None]] = {"claims": self._claim_calls}
-        if self._are_bulk_calls_scarce or not self._calls_beside.empty():
+        if self._flow.are_bulk_calls_scarce or not self._calls_beside.empty():
             for number in range(2):  # one for the probe that follows a call
                 tasks[f"calls-beside-{number}"] = self._carry_out_calls_beside
-        for number in range(self._calls_in_flight()):
+        for number in range(self._flow.calls_in_flight()):
             tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
         missing = [name for name in tasks if name not in threads or not threads[name].is_alive()]
         for name in missing:
@@ -234,7 +202,7 @@ class Sender:
 
     def _claim_ahead(self) -> bool:
         """Claim the next lot unless enough calls wait or it is too early; return whether there was one."""
-        enough = self._calls_in_flight() + self._calls_ahead()
+        enough = self._flow.calls_in_flight() + self._flow.calls_ahead()
         if self._calls.qsize() >= enough or time.monotonic() < self._claim_at:
             return False
         self._claim_at = 0.0
@@ -246,71 +214,32 @@ class Sender:
         return bool(lot)
 
     def _carry_out_calls(self, number: int) -> None:
-        while not self.stopping.is_set() and self._work and number < self._calls_in_flight():
+        while not self.stopping.is_set() and self._work and number < self._flow.calls_in_flight():
             with suppress(queue.Empty):
                 call = self._calls.get(timeout=LOOK_SECONDS)
                 self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
 
     def _carry_out_calls_beside(self) -> None:
         """Make the few bulk calls where they are scarce: their turns do not wait for the calls of one recipient."""
-        while not self.stopping.is_set() and self._work and self._are_bulk_calls_scarce:
+        while not self.stopping.is_set() and self._work and self._flow.are_bulk_calls_scarce:
             with suppress(queue.Empty):
                 call = self._calls_beside.get(timeout=LOOK_SECONDS)
                 self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
         self._release_waiting(self._calls_beside)
-
-    def _calls_in_flight(self) -> int:
-        """Return how many calls at once keep the rate, by Little's law: calls a second times the time of a call.
-
-        That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
-        other. The shortest would be that of one call that failed at once, and leave the others too few threads.
-        """
-        fewest = FEWEST_SINGLE_IN_FLIGHT if self._are_bulk_calls_scarce else FEWEST_IN_FLIGHT
-        if math.isinf(self._rate):
-            return fewest
-        wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._call_seconds, UNKNOWN_CALL_SECONDS))
-        return min(max(fewest, wanted), MOST_IN_FLIGHT)
-
-    def _calls_ahead(self) -> int:
-        """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
-        if math.isinf(self._rate) or self._behind > BEHIND_SECONDS:
-            return 0
-        return math.ceil(self._calls_a_second() * AHEAD_SECONDS)
-
-    def _calls_a_second(self, spare: float = 1.0) -> float:
-        """Return how many calls the rate asks for, at most as many as one process of Python has time for.
-
-        Threads that the rate would allow beyond wait only for each other.
-        """
-        wanted = spare * self._steady_rate() / self._recipients_a_call()
-        return min(wanted, CALLS_SHARE / _lower_quartile(self._call_processor_seconds, CALL_PROCESSOR_SECONDS))
-
-    def _recipients_a_call(self) -> int:
-        if self._are_bulk_calls_scarce or time.monotonic() < self._apart_until:
-            return 1
-        return pacing.batch_size(self._rate, self._largest)
-
-    def _has_scarce_bulk_calls(self) -> bool:
-        """Return whether one bulk call a second is let through and helps."""
-        return self._are_bulk_calls_scarce and self._largest > 1 and self._rate > MOST_SINGLE_CALLS
-
-    def _steady_rate(self) -> float:
-        """Return the rate of the calls that leave at their instants: all but scarce bulk calls."""
-        return self._rate - (pacing.BULK_SHARE * self._largest if self._has_scarce_bulk_calls() else 0)
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
         for work in self._work:
             if work.status is not BroadcastStatus.SENDING:
                 continue
-            before, self._largest = self._largest, self.mailer.largest_batch(self._message_of(work.broadcast_id))
+            before = self._flow.largest
+            self._flow.largest = self.mailer.largest_batch(self._message_of(work.broadcast_id))
             with self.sessions.begin() as session:
-                lot = self._claim_bulk_call(session, work.broadcast_id) or self._claim_and_reserve(
-                    session, work.broadcast_id
-                )
+                bulk_call = self._claim_bulk_call(session, work.broadcast_id)
+                lot = bulk_call or self._claim_and_reserve(session, work.broadcast_id)
             if lot:
                 return lot
-            self._largest = before
+            self._flow.largest = before
             if lot is None:
                 return []
         return []
@@ -320,33 +249,32 @@ class Sender:
 
         When all rest, it rests with them.
         """
-        if not self._has_scarce_bulk_calls() or time.monotonic() < self._apart_until:
+        if not self._flow.has_scarce_bulk_calls:
             return []
-        now, begun, rate = self._time(), time.monotonic(), self._steady_rate()
+        now, begun, rate = self._time(), time.monotonic(), self._flow.steady_rate
         is_resting = pacing.free_in(session, rate=rate, now=now.timestamp()) > 2 * (AHEAD_SECONDS + LOT_SECONDS)
-        turn = pacing.bulk_turn(session, now=now.timestamp())
+        turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=AHEAD_SECONDS)
         if is_resting or turn is BulkTurn.NOT_YET:
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
-        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._largest, now=now)
+        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.largest, now=now)
         if batch is None:
             return []
-        pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, now=now.timestamp())
-        return [Call(broadcast_id, batch, begun, turn)]
+        pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
+        return [Call(broadcast_id, batch, begun + wait, turn)]
 
     def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve for one broadcast; return None when it is too early for anybody."""
-        now, begun, rate = self._time(), time.monotonic(), self._steady_rate()
+        now, begun, rate = self._time(), time.monotonic(), self._flow.steady_rate
         too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - AHEAD_SECONDS
         if too_early > 0:
             self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
             return None
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
-        largest = self._recipients_a_call()
-        limit = max(largest, int(min(rate * LOT_SECONDS, self._calls_a_second() * largest * LOT_SECONDS, LARGEST_LOT)))
-        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now)
+        largest = self._flow.recipients_a_call()
+        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.lot(), now=now)
         if batch is None:
             return []
         wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
@@ -364,7 +292,7 @@ class Sender:
             with self.sessions.begin() as session:
                 filled |= broadcasts.cancel_rest(session, work.broadcast_id, self._time())
         with self.sessions.begin() as session:
-            expire = time.monotonic() >= self._expire_from and self._is_due(
+            expire = time.monotonic() >= self._expire_from and self._timetable.is_due(
                 f"expire {work.broadcast_id}", _EXPIRE_SECONDS
             )
             expired = expire and ledger.expire(session, work.broadcast_id, self._time())
@@ -386,8 +314,7 @@ class Sender:
         begun, processor_begun = time.monotonic(), time.thread_time()
         outcomes = self.mailer.send(message, call.batch.recipients)
         self._settle(call.batch, outcomes)
-        self._call_seconds.append(time.monotonic() - begun)
-        self._call_processor_seconds.append(time.thread_time() - processor_begun)
+        self._flow.note_call(time.monotonic() - begun, time.thread_time() - processor_begun)
         self._heed(call, outcomes)
         return True
 
@@ -397,20 +324,13 @@ class Sender:
         It is late as well when the process slept through its instant, because others may have sent it by then.
         """
         if call.is_beside:
-            return time.monotonic() <= call.due_at + LATE_BESIDE_SECONDS
-        leave_at = self._departure(call.due_at, len(call.batch.recipients))
-        latest = call.due_at + LATE_SECONDS
-        self._behind = leave_at - call.due_at
+            leave_at, latest = call.due_at, call.due_at + LATE_BESIDE_SECONDS
+        else:
+            leave_at = self._flow.departure(call.due_at, len(call.batch.recipients))
+            latest = call.due_at + LATE_SECONDS
         if leave_at > latest or self.stopping.wait(max(0.0, leave_at - time.monotonic())):
             return False
         return time.monotonic() <= latest
-
-    def _departure(self, due_at: float, messages: int) -> float:
-        """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
-        spacing = messages * pacing.HEADROOM / self._steady_rate()
-        with self._turn:
-            self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)
-            return self._departed_at
 
     def _release(self, call: Call) -> bool:
         with self.sessions.begin() as session:
@@ -430,16 +350,10 @@ class Sender:
                     time.sleep(RELEASE_SECONDS / 4)
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        """Write the outcomes down, and return when they are.
+        """Write the outcomes down, together with those that come meanwhile, and return when they are."""
+        self._settled.commit((batch, outcomes))
 
-        Those that come while others are being written down share the next transaction.
-        """
-        self._unsettled.append((batch, outcomes))
-        with self._settling:
-            if together := [self._unsettled.popleft() for _ in range(len(self._unsettled))]:
-                self._write_down(together)
-
-    def _write_down(self, settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> None:
+    def _write_down(self, settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> list[None]:
         """Write outcomes down, however long the database is away: what is not written down is sent twice.
 
         A sender that is to end tries for a few seconds more.
@@ -461,7 +375,7 @@ class Sender:
                 log.warning("outcomes could not be written down yet", extra={"calls": len(settled)})
                 time.sleep(TROUBLE_SECONDS)
             else:
-                return
+                return [None] * len(settled)
 
     def _heed(self, call: Call, outcomes: Sequence[Outcome]) -> None:
         """Slow down or rest when the outcomes ask for it."""
@@ -472,7 +386,7 @@ class Sender:
             throttled = throttled and not was_one_too_many
         self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
         if Verdict.APART in verdicts:
-            self._apart_until = time.monotonic() + APART_SECONDS
+            self._flow.keep_apart()
             verdicts = [verdict for verdict in verdicts if verdict is not Verdict.APART]
         self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
         holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
@@ -496,38 +410,21 @@ class Sender:
         """Note whether a bulk call was let through; return whether it was refused for being one too many."""
         refused = verdicts == {Verdict.THROTTLED}
         if turn is BulkTurn.NOT_YET:
-            if not self._are_bulk_calls_scarce:
-                self._watch_bulk_calls(refused=refused)
+            if not self._flow.are_bulk_calls_scarce and self._flow.shows_scarce_bulk_calls(was_refused=refused):
+                with self.sessions.begin() as session:
+                    pacing.note_scarce_bulk_calls(session, now=self._time().timestamp())
+                self._flow.are_bulk_calls_scarce = True
+                log.warning("one bulk call a second is let through; the others become calls of one recipient each")
             return False
         if turn is BulkTurn.PROBE and Verdict.ACCEPTED in verdicts:
             with self.sessions.begin() as session:
                 pacing.note_plenty_of_bulk_calls(session)
-            self._are_bulk_calls_scarce = False
+            self._flow.are_bulk_calls_scarce = False
             log.info("bulk calls are let through again")
         if turn is BulkTurn.YES and refused:
             with self.sessions.begin() as session:
                 pacing.postpone_bulk_turn(session, now=self._time().timestamp())
         return refused
-
-    def _watch_bulk_calls(self, *, refused: bool) -> None:
-        """Find out whether hardly more than one bulk call a second is let through: some accounts may make no more.
-
-        Refusals alone prove nothing: going over the rate for a moment causes them too.
-        """
-        now = time.monotonic()
-        with self._turn:
-            self._bulk_calls.append((now, refused))
-            while self._bulk_calls[0][0] <= now - 2 * BULK_SECONDS:
-                self._bulk_calls.popleft()
-            late = list(self._bulk_calls)
-        seconds, refusals = now - late[0][0], sum(was_refused for _, was_refused in late)
-        if seconds >= BULK_SECONDS and len(late) - refusals <= min(refusals, seconds + 1):
-            with self.sessions.begin() as session:
-                pacing.note_scarce_bulk_calls(session, now=self._time().timestamp())
-            self._are_bulk_calls_scarce = True
-            with self._turn:
-                self._bulk_calls.clear()
-            log.warning("one bulk call a second is let through; the others become calls of one recipient each")
 
     def _send_confirmations(self) -> None:
         """Send the confirmation mails that are due, a few at a time, at the pace that all share."""
@@ -571,8 +468,8 @@ class Sender:
         Each asks once when it starts, too: its first call then finds credentials and a connection ready. One that has
         to fetch them leaves late, and the next call of another sender is refused.
         """
-        is_first = "account" not in self._next
-        if not self._is_due("account", _ACCOUNT_SECONDS):
+        is_first = not self._timetable.was_ever_due("account")
+        if not self._timetable.is_due("account", _ACCOUNT_SECONDS):
             return
         with self.sessions.begin() as session:
             due = pacing.needs_account(session, now=now.timestamp(), at_once=is_first)
@@ -583,35 +480,6 @@ class Sender:
     def _load_message(self, broadcast_id: int) -> Message:
         with self.sessions.begin() as session:
             return broadcasts.message_of(session, broadcast_id)
-
-    def _keep_house(self) -> None:
-        """Keep the count of registrations short; forget wrong pins, events and IP addresses after their time."""
-        if self._is_due("count", _COUNT_SECONDS):
-            for _ in range(_MOST_CHUNKS):
-                with self.sessions.begin() as session:
-                    if not registrations.remember_count(session, before=self.now() - _COUNT_MARGIN):
-                        break
-            with self.sessions.begin() as session:
-                pins.forget(session, self.now())
-                confirmations.forget(session, self.now())
-        if self._is_due("forget events", _COUNT_SECONDS):
-            for _ in range(_MOST_CHUNKS):
-                with self.sessions.begin() as session:
-                    if not feedback.forget(session, self.now()):
-                        break
-        if self._is_due("forget", _FORGET_SECONDS):
-            with self.sessions.begin() as session:
-                windows = registrations.ip_address_windows(session)
-            for window in windows:
-                with self.sessions.begin() as session:
-                    registrations.forget_ip_addresses(session, window=window, before=self.now() - self.ip_retention)
-
-    def _is_due(self, chore: str, seconds: float) -> bool:
-        """Return whether a chore was last due at least this long ago, and take it as done now."""
-        if time.monotonic() < self._next.get(chore, 0.0):
-            return False
-        self._next[chore] = time.monotonic() + seconds
-        return True
 
 
 def _by_lease(settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> list[tuple[Batch, list[Outcome]]]:
@@ -626,7 +494,3 @@ def _by_lease(settled: Sequence[tuple[Batch, Sequence[Outcome]]]) -> list[tuple[
         theirs += outcomes
     merged = [(Batch(lease, recipients), outcomes) for lease, (recipients, outcomes) in together.items()]
     return sorted(merged, key=lambda one: min((recipient.delivery_id for recipient in one[0].recipients), default=0))
-
-
-def _lower_quartile(seconds: Collection[float], unknown: float) -> float:
-    return sorted(seconds)[len(seconds) // 4] if seconds else unknown

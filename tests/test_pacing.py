@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import sessionmaker
 
 from registration import pacing
@@ -126,11 +126,15 @@ def test_the_slowest_rate_is_no_wrong_clock(sessions: sessionmaker) -> None:
 
 
 def take_bulk_turn(sessions: sessionmaker, now: float) -> BulkTurn:
+    return take_bulk_turn_ahead(sessions, now, 0.0)[0]
+
+
+def take_bulk_turn_ahead(sessions: sessionmaker, now: float, ahead: float) -> tuple[BulkTurn, float]:
     with sessions.begin() as session:
-        turn = pacing.bulk_turn(session, now=now)
+        turn, wait = pacing.bulk_turn(session, now=now, ahead=ahead)
         if turn is not BulkTurn.NOT_YET:
-            pacing.take_bulk_turn(session, turn, 50, rate=250.0, now=now)
-        return turn
+            pacing.take_bulk_turn(session, turn, 50, rate=250.0, at=now + wait)
+        return turn, wait
 
 
 @pytest.fixture
@@ -153,6 +157,23 @@ def test_where_bulk_calls_are_scarce_all_senders_together_make_one_a_second(scar
         BulkTurn.NOT_YET,
         BulkTurn.YES,
     ]
+
+
+def test_a_bulk_turn_that_is_taken_ahead_comes_at_its_instant_and_the_next_after_it(scarce: sessionmaker) -> None:
+    turns = [(now, *take_bulk_turn_ahead(scarce, now, 0.25)) for now in (NOW + 0.2 * fifth for fifth in range(40))]
+
+    instants = [now + wait for now, turn, wait in turns if turn is BulkTurn.YES]
+    assert all(wait <= 0.25 for _, _, wait in turns)
+    assert [instant - NOW for instant in instants] == pytest.approx([1.1 * number for number in range(len(instants))])
+    assert len(instants) == 8
+
+
+def test_that_bulk_calls_are_scarce_explains_what_lowered_the_rate(sessions: sessionmaker) -> None:
+    with sessions.begin() as session:
+        session.execute(update(Pace).values(factor=0.5, throttled_at=NOW))
+        pacing.note_scarce_bulk_calls(session, now=NOW)
+
+        assert session.execute(select(Pace.factor)).scalar_one() == 1.0
 
 
 def test_now_and_then_one_more_within_a_second_tries_whether_they_still_are(scarce: sessionmaker) -> None:

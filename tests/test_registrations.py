@@ -7,11 +7,12 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from flask import Flask, current_app
 from sqlalchemy import delete, event, func, insert, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from registration import addresses, registrations
@@ -129,6 +130,43 @@ def test_of_simultaneous_variations_of_a_mailbox_one_is_active() -> None:
 
     statuses = db.session.execute(select(Registration.status)).scalars().all()
     assert sorted(statuses) == [RegistrationStatus.ACTIVE] + [RegistrationStatus.UNCONFIRMED] * 7
+
+
+def row(email: str) -> dict[str, Any]:
+    return {
+        "product_id": uuid.uuid4(),
+        "email": email,
+        "email_key": email,
+        "status": RegistrationStatus.ACTIVE,
+        "ip_address": None,
+        "created_at": NOW,
+    }
+
+
+def test_of_rows_inserted_together_one_that_is_refused_costs_the_others_nothing() -> None:
+    register("known@example.org")
+
+    errors = registrar()._insert([row("ann@example.org"), row("known@example.org"), row("bob@example.org")])
+
+    # Without MariaDB's one statement for all, the first is there already when it is tried alone.
+    assert isinstance(errors[1], IntegrityError)
+    emails = db.session.execute(select(Registration.email)).scalars().all()
+    assert sorted(emails) == ["ann@example.org", "bob@example.org", "known@example.org"]
+
+
+def test_a_connection_that_is_lost_for_good_fails_all_rows_inserted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def lose(_engine: object, _work: object) -> None:
+        tried.append(1)
+        raise OperationalError("INSERT", {}, Exception("gone"), connection_invalidated=True)
+
+    monkeypatch.setattr(registrations, "repeatable", lose)
+
+    errors = registrar()._insert([row("ann@example.org"), row("bob@example.org")])
+
+    assert [type(error) for error in errors] == [OperationalError] * 2
+    assert len(tried) == 1
 
 
 def test_a_plain_address_costs_a_look_at_the_erased_and_an_insert_and_leaves_no_note() -> None:

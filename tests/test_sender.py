@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flask import Flask
@@ -19,7 +18,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import broadcasts, feedback, ledger, pacing, registrations
+from registration import broadcasts, flow, ledger, pacing
 from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.db import db
@@ -28,14 +27,12 @@ from registration.messages import Message
 from registration.models import (
     BroadcastStatus,
     Delivery,
-    FeedbackEvent,
     Pace,
     Registration,
-    RegistrationCount,
     RegistrationStatus,
 )
 from registration.pacing import BulkTurn
-from registration.sender import FEWEST_IN_FLIGHT, Sender
+from registration.sender import Sender
 
 from . import factories, ledgers
 from .ledgers import commit
@@ -255,13 +252,13 @@ def test_an_unknown_account_is_taken_to_be_the_smallest_and_asked_for_again(
     factories.register(1)
     factories.start_broadcast()
     scripted.look()
-    assert scripted._rate == pytest.approx(pacing.SLOWEST_RATE * pacing.HEADROOM)
+    assert scripted._flow.rate == pytest.approx(pacing.SLOWEST_RATE * pacing.HEADROOM)
     mailer.rate = 14.0
 
     later = replace(scripted, now=lambda: datetime.now(UTC) + timedelta(seconds=pacing.UNKNOWN_SECONDS + 1))
     later.look()
 
-    assert later._rate == pytest.approx(14.0 * pacing.HEADROOM)
+    assert later._flow.rate == pytest.approx(14.0 * pacing.HEADROOM)
 
 
 def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_that(
@@ -279,68 +276,10 @@ def test_each_sender_asks_for_the_account_when_it_starts_and_one_for_all_after_t
     mailer.rate = 1.0
 
     for sender in (scripted, other):
-        sender._next["account"] = 0.0
+        sender._timetable._next["account"] = 0.0
         sender.look()
 
-        assert sender._rate == pytest.approx(7.0 * pacing.HEADROOM)
-
-
-@pytest.mark.parametrize(
-    ("rate", "call_seconds", "calls"),
-    [
-        (1.0, 0.2, FEWEST_IN_FLIGHT),
-        (14.0, 0.2, 5),
-        (300.0, 0.2, 13),
-        (2000.0, 0.2, 12),
-        (2000.0, 0.01, FEWEST_IN_FLIGHT),
-        (1e5, 5.0, 48),
-        (math.inf, 1.0, FEWEST_IN_FLIGHT),
-    ],
-)
-def test_there_are_as_many_calls_in_flight_as_the_rate_needs(
-    scripted: Sender, rate: float, call_seconds: float, calls: int
-) -> None:
-    sender = replace(scripted, mailer=ScriptedMailer())
-    sender._rate, sender._largest = rate, 50
-    sender._call_seconds.extend([call_seconds] * 4)
-
-    assert sender._calls_in_flight() == calls
-
-
-@pytest.mark.parametrize(("processor_seconds", "calls"), [(0.012, 14), (0.024, 7), (0.24, FEWEST_IN_FLIGHT)])
-def test_there_are_no_more_calls_in_flight_than_the_process_has_time_for(
-    scripted: Sender, processor_seconds: float, calls: int
-) -> None:
-    scripted._rate, scripted._largest = 1e5, 50
-    scripted._call_seconds.extend([0.2] * 4)
-    scripted._call_processor_seconds.extend([processor_seconds] * 4)
-
-    assert scripted._calls_in_flight() == calls
-
-
-def test_one_call_that_fails_at_once_leaves_the_others_their_threads(scripted: Sender) -> None:
-    scripted._rate, scripted._largest = 300.0, 50
-    scripted._call_seconds.extend([0.2] * 9)
-    needed = scripted._calls_in_flight()
-
-    scripted._call_seconds.append(0.002)
-
-    assert scripted._calls_in_flight() == needed > FEWEST_IN_FLIGHT
-
-
-def test_who_cannot_keep_up_claims_no_more_ahead(scripted: Sender) -> None:
-    factories.register(1)
-    broadcast_id = factories.start_broadcast()
-    commit(ledger.fill, broadcast_id)
-    scripted.look()
-    (call,) = scripted._claim_lot()
-    scripted._rate, scripted._largest = 300.0, 50
-    ahead = scripted._calls_ahead()
-
-    scripted._await_instant(replace(call, due_at=time.monotonic() - 0.2))
-    assert (ahead, scripted._calls_ahead()) == (11, 0)
-    scripted._await_instant(replace(call, due_at=time.monotonic()))
-    assert scripted._calls_ahead() == ahead
+        assert sender._flow.rate == pytest.approx(7.0 * pacing.HEADROOM)
 
 
 def test_threads_that_cannot_be_started_are_tried_again(
@@ -383,7 +322,7 @@ def test_bulk_calls_that_are_mostly_refused_give_way_to_single_ones(scripted: Se
 @pytest.fixture
 def scarce(scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch) -> Sender:
     """A sender with 300 recipients to send to at 100 a second, of an account that may make one bulk call a second."""
-    monkeypatch.setattr(sender_module, "MOST_SINGLE_CALLS", 50.0)
+    monkeypatch.setattr(flow, "MOST_SINGLE_CALLS", 50.0)
     mailer.rate, mailer.largest = 100.0, 50
     factories.register(300)
     factories.start_broadcast()
@@ -434,18 +373,7 @@ def test_a_probe_ends_the_scarcity_if_it_is_let_through(
     assert (call.bulk_turn, len(call.batch.recipients)) == (BulkTurn.PROBE, 50)
     db.session.rollback()
     assert pacing.are_bulk_calls_scarce(db.session()) is not is_over
-    assert scarce._are_bulk_calls_scarce is not is_over
-
-
-def test_scarce_bulk_calls_are_left_alone_where_calls_of_one_recipient_are_enough(
-    scarce: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sender_module, "MOST_SINGLE_CALLS", 100.0)
-    commit(ledger.fill, 1)
-    scarce.look()
-
-    assert {len(call.batch.recipients) for call in scarce._claim_lot()} == {1}
-    assert scarce._steady_rate() == 100 * pacing.HEADROOM
+    assert scarce._flow.are_bulk_calls_scarce is not is_over
 
 
 def test_a_scarce_bulk_call_rests_with_all_others(scarce: Sender) -> None:
@@ -522,7 +450,7 @@ def test_outcomes_that_come_while_others_are_written_down_share_the_next_transac
     threads = [threading.Thread(target=scripted._settle, args=(part, [ACCEPTED])) for part in parts]
     for number, thread in enumerate(threads):
         thread.start()
-        until(lambda number=number: scripted._settling.locked() and len(scripted._unsettled) == number)  # type: ignore
+        until(lambda number=number: scripted._settled._has_leader and len(scripted._settled._waiting) == number)  # type: ignore
     may_go_on.set()
     for thread in threads:
         thread.join()
@@ -708,7 +636,7 @@ def test_a_call_is_measured_by_the_clock_and_by_the_processor(scripted: Sender, 
     mailer.script = [answer_late]
     until(lambda: scripted.step() and mailer.sent)
 
-    (seconds,), (processor_seconds,) = scripted._call_seconds, scripted._call_processor_seconds
+    (seconds,), (processor_seconds,) = scripted._flow._seconds, scripted._flow._processor_seconds
     assert 0 < processor_seconds < 0.3 <= seconds
 
 
@@ -769,7 +697,7 @@ def test_nothing_that_a_look_waits_for_holds_the_claims_up(
         return look()
 
     monkeypatch.setattr(scripted, "look", look_slowly)
-    monkeypatch.setattr(sender_module, "LARGEST_LOT", mailer.largest)
+    monkeypatch.setattr(flow, "LARGEST_LOT", mailer.largest)
     with running(scripted):
         until(lambda: len(mailer.sent) == 6, 5)
         answered.set()
@@ -816,37 +744,3 @@ def test_what_waits_is_not_given_back_one_by_one_to_a_database_that_is_away(
     scripted.run()
 
     assert 1 <= len(tried) <= 3
-
-
-def test_the_house_is_kept(scripted: Sender) -> None:
-    old = datetime.now(UTC) - timedelta(days=91)
-    factories.register(2, created_at=old, ip_address="192.0.2.1")
-    factories.register(1, ip_address="192.0.2.1")
-    commit(feedback.put_aside, "an old event", "It is not JSON.", datetime.now(UTC) - feedback.RETENTION)
-    commit(feedback.put_aside, "a new event", "It is not JSON.", datetime.now(UTC))
-
-    scripted.step()
-
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 2
-    assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None, None, "192.0.2.1"]
-    assert db.session.execute(select(FeedbackEvent.body)).scalars().all() == ["a new event"]
-
-
-def test_many_registrations_are_counted_in_transactions_of_their_own(
-    scripted: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
-    factories.register(7, created_at=datetime.now(UTC) - timedelta(hours=1))
-    steps: list[int] = []
-    remember_count = registrations.remember_count
-
-    def count(session: Session, **named: Any) -> bool:
-        steps.append(session.execute(select(RegistrationCount.registrations)).scalar_one())
-        return remember_count(session, **named)
-
-    monkeypatch.setattr(registrations, "remember_count", count)
-
-    scripted.step()
-
-    assert steps == [0, 2, 4, 6]
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 7

@@ -36,6 +36,8 @@ LEVELS = {
     "registration.figures": 5,
     "registration.terminal": 5,
     "registration.transfers": 5,
+    "registration.flow": 4,
+    "registration.housekeeping": 5,
     "registration.sender": 6,
     "registration.event_queue": 6,
     "registration.cli": 6,

@@ -1,0 +1,147 @@
+"""How calls flow out of one process: how many recipients each has, how many there are at once, and when each leaves.
+
+What all senders share, the account's rate, is in `pacing`; nothing here touches the database.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+
+from . import pacing
+
+AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
+"""How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
+both together, and a pause takes no longer."""
+LARGEST_LOT = 500
+"""Deliveries claimed at once at most."""
+FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
+"""Calls at once. A process that dies leaves up to a copy for each recipient in them, so there are more of one each."""
+UNKNOWN_CALL_SECONDS = 0.25
+"""What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
+CALL_PROCESSOR_SECONDS = 0.006
+"""What a call is taken to cost before there was one: as much as one with fifty recipients."""
+CALLS_SHARE = 0.8
+"""Of the time of a busy process; claims and looks take the rest."""
+BEHIND_SECONDS = 0.1
+"""From how long after their instants calls leave when the process cannot keep up: it claims no more ahead then."""
+MOST_SINGLE_CALLS = 200.0
+"""Calls of one recipient a second for which a process has time. Up to that rate they alone use more of it: the fifty
+recipients of a scarce bulk call need some distance from the others."""
+SPARE = 1.5
+BULK_SECONDS = 2.0
+"""How long bulk calls have to be refused before that is put down to their being bulk calls."""
+APART_SECONDS = 5.0
+"""How long calls carry one recipient each after a bulk call was refused because of what is in it: until that one
+recipient has had a call."""
+
+
+class Flow:
+    """The calls of one process, for any number of threads.
+
+    `rate` is that of all senders together in recipients a second, infinite if there is none; `largest` is how many
+    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that.
+    """
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self.largest = 1
+        self.are_bulk_calls_scarce = False
+        self._apart_until = self._departed_at = self._behind = 0.0
+        self._seconds: deque[float] = deque(maxlen=50)
+        self._processor_seconds: deque[float] = deque(maxlen=50)
+        self._bulk_calls: deque[tuple[float, bool]] = deque()
+        self._turn = threading.Lock()
+
+    def note_call(self, seconds: float, processor_seconds: float) -> None:
+        """Note how long a call and the writing down of its outcomes took, by the clock and by the processor."""
+        self._seconds.append(seconds)
+        self._processor_seconds.append(processor_seconds)
+
+    def calls_in_flight(self) -> int:
+        """Return how many calls at once keep the rate, by Little's law: calls a second times the time of a call.
+
+        That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
+        other. The shortest would be that of one call that failed at once, and leave the others too few threads.
+        """
+        fewest = FEWEST_SINGLE_IN_FLIGHT if self.are_bulk_calls_scarce else FEWEST_IN_FLIGHT
+        if math.isinf(self.rate):
+            return fewest
+        wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._seconds, UNKNOWN_CALL_SECONDS))
+        return min(max(fewest, wanted), MOST_IN_FLIGHT)
+
+    def calls_ahead(self) -> int:
+        """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
+        if math.isinf(self.rate) or self._behind > BEHIND_SECONDS:
+            return 0
+        return math.ceil(self._calls_a_second() * AHEAD_SECONDS)
+
+    def lot(self) -> int:
+        """Return how many deliveries to claim at once."""
+        calls = self._calls_a_second() * LOT_SECONDS
+        recipients = self.recipients_a_call()
+        return max(recipients, int(min(self.steady_rate * LOT_SECONDS, calls * recipients, LARGEST_LOT)))
+
+    def recipients_a_call(self) -> int:
+        """Return how many recipients a call at the pace has."""
+        if self.are_bulk_calls_scarce or self.is_apart:
+            return 1
+        return pacing.batch_size(self.rate, self.largest)
+
+    @property
+    def has_scarce_bulk_calls(self) -> bool:
+        """Whether one bulk call a second is let through and helps."""
+        return self.are_bulk_calls_scarce and self.largest > 1 and self.rate > MOST_SINGLE_CALLS and not self.is_apart
+
+    @property
+    def steady_rate(self) -> float:
+        """The rate of the calls that leave at the pace: all but scarce bulk calls."""
+        return self.rate - (self.largest if self.has_scarce_bulk_calls else 0)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether calls carry one recipient each for a while."""
+        return time.monotonic() < self._apart_until
+
+    def keep_apart(self) -> None:
+        """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is refused."""
+        self._apart_until = time.monotonic() + APART_SECONDS
+
+    def departure(self, due_at: float, messages: int) -> float:
+        """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
+        spacing = messages * pacing.HEADROOM / self.steady_rate
+        with self._turn:
+            self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)
+            self._behind = self._departed_at - due_at
+            return self._departed_at
+
+    def shows_scarce_bulk_calls(self, *, was_refused: bool) -> bool:
+        """Note a bulk call, and return whether by now hardly more than one a second is let through.
+
+        Some accounts may make no more. Refusals alone prove nothing: going over the rate for a moment causes them too.
+        """
+        now = time.monotonic()
+        with self._turn:
+            self._bulk_calls.append((now, was_refused))
+            while self._bulk_calls[0][0] <= now - 2 * BULK_SECONDS:
+                self._bulk_calls.popleft()
+            seconds, refused = now - self._bulk_calls[0][0], sum(was_refused for _, was_refused in self._bulk_calls)
+            shows = seconds >= BULK_SECONDS and len(self._bulk_calls) - refused <= min(refused, seconds + 1)
+            if shows:
+                self._bulk_calls.clear()
+            return shows
+
+    def _calls_a_second(self, spare: float = 1.0) -> float:
+        """Return how many calls the rate asks for, at most as many as one process of Python has time for.
+
+        Threads that the rate would allow beyond wait only for each other.
+        """
+        wanted = spare * self.steady_rate / self.recipients_a_call()
+        return min(wanted, CALLS_SHARE / _lower_quartile(self._processor_seconds, CALL_PROCESSOR_SECONDS))
+
+
+def _lower_quartile(seconds: Collection[float], unknown: float) -> float:
+    return sorted(seconds)[len(seconds) // 4] if seconds else unknown

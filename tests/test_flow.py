@@ -1,0 +1,134 @@
+"""How calls flow out of one process: their size, how many at once, and when each leaves."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from registration import flow, pacing
+from registration.flow import FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, Flow
+
+
+def flow_at(rate: float, *, seconds: float = 0.2, processor_seconds: float = 0.006, scarce: bool = False) -> Flow:
+    """Return a flow that has had a few calls with so many recipients a second of all senders."""
+    made = Flow()
+    made.rate, made.largest, made.are_bulk_calls_scarce = rate, 50, scarce
+    for _ in range(9):
+        made.note_call(seconds, processor_seconds)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rate", "call_seconds", "calls"),
+    [
+        (1.0, 0.2, FEWEST_IN_FLIGHT),
+        (14.0, 0.2, 5),
+        (300.0, 0.2, 13),
+        (2000.0, 0.2, 12),
+        (2000.0, 0.01, FEWEST_IN_FLIGHT),
+        (1e5, 5.0, 48),
+        (math.inf, 1.0, FEWEST_IN_FLIGHT),
+    ],
+)
+def test_there_are_as_many_calls_in_flight_as_the_rate_needs(rate: float, call_seconds: float, calls: int) -> None:
+    assert flow_at(rate, seconds=call_seconds).calls_in_flight() == calls
+
+
+@pytest.mark.parametrize(("processor_seconds", "calls"), [(0.012, 14), (0.024, 7), (0.24, FEWEST_IN_FLIGHT)])
+def test_there_are_no_more_calls_in_flight_than_the_process_has_time_for(processor_seconds: float, calls: int) -> None:
+    assert flow_at(1e5, processor_seconds=processor_seconds).calls_in_flight() == calls
+
+
+def test_one_call_that_fails_at_once_leaves_the_others_their_threads() -> None:
+    calls = flow_at(300.0)
+    needed = calls.calls_in_flight()
+
+    calls.note_call(0.002, 0.001)
+
+    assert calls.calls_in_flight() == needed > FEWEST_IN_FLIGHT
+
+
+@pytest.mark.parametrize(
+    ("rate", "recipients", "lot"), [(1.0, 1, 1), (14.0, 1, 2), (300.0, 7, 60), (2000.0, 50, 400), (1e5, 50, 500)]
+)
+def test_a_lot_is_what_the_rate_allows_in_a_fifth_of_a_second(rate: float, recipients: int, lot: int) -> None:
+    calls = flow_at(rate)
+
+    assert (calls.recipients_a_call(), calls.lot()) == (recipients, lot)
+
+
+def test_where_bulk_calls_are_scarce_they_take_their_recipients_off_the_rate_of_the_others() -> None:
+    calls = flow_at(300.0, seconds=0.001, processor_seconds=0.003, scarce=True)
+
+    assert calls.has_scarce_bulk_calls
+    assert (calls.steady_rate, calls.recipients_a_call(), calls.lot()) == (250.0, 1, 50)
+    assert calls.calls_in_flight() == FEWEST_SINGLE_IN_FLIGHT
+
+
+@pytest.mark.parametrize("rate", [flow.MOST_SINGLE_CALLS, 1.0])
+def test_scarce_bulk_calls_are_left_alone_where_calls_of_one_recipient_are_enough(rate: float) -> None:
+    calls = flow_at(rate, scarce=True)
+
+    assert not calls.has_scarce_bulk_calls
+    assert (calls.steady_rate, calls.recipients_a_call()) == (rate, 1)
+
+
+def test_while_calls_are_kept_apart_none_is_a_bulk_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = flow_at(300.0, scarce=True)
+    monkeypatch.setattr(flow, "APART_SECONDS", 0.05)
+
+    calls.keep_apart()
+
+    assert (calls.is_apart, calls.has_scarce_bulk_calls, calls.recipients_a_call()) == (True, False, 1)
+    time.sleep(0.06)
+    assert (calls.is_apart, calls.has_scarce_bulk_calls) == (False, True)
+
+
+def test_calls_leave_at_their_instants_and_late_ones_as_the_granted_rate_allows() -> None:
+    calls, now = flow_at(100.0 * pacing.HEADROOM), time.monotonic()
+
+    assert calls.departure(now + 5.0, 10) == now + 5.0
+    assert calls.departure(now + 1.0, 10) == pytest.approx(now + 5.1)
+    assert calls.departure(now + 1.1, 20) == pytest.approx(now + 5.3)
+
+
+def test_who_cannot_keep_up_claims_no_more_ahead() -> None:
+    calls = flow_at(300.0)
+    ahead = calls.calls_ahead()
+
+    calls.departure(time.monotonic() - 2 * flow.BEHIND_SECONDS, 1)
+    assert (ahead, calls.calls_ahead()) == (11, 0)
+    calls.departure(time.monotonic() + 1.0, 1)
+    assert calls.calls_ahead() == ahead
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("accepted_every", "after"),
+    [(0.0, 2.0), (1.0, 2.0), (0.25, None), (0.05, None)],
+    ids=["none", "one a second", "four a second", "all"],
+)
+def test_bulk_calls_are_scarce_where_for_two_seconds_hardly_more_than_one_a_second_is_let_through(
+    monkeypatch: pytest.MonkeyPatch, accepted_every: float, after: float | None
+) -> None:
+    clock, calls = Clock(), flow_at(300.0)
+    monkeypatch.setattr(flow, "time", clock)
+    found, accepted_at = None, 0.0
+    for _ in range(200):
+        is_accepted = bool(accepted_every) and clock.now >= accepted_at + accepted_every - 1e-6
+        accepted_at = clock.now if is_accepted else accepted_at
+        if calls.shows_scarce_bulk_calls(was_refused=not is_accepted):
+            found = clock.now - 1000.0
+            break
+        clock.now += 0.05
+
+    assert found == (after if after is None else pytest.approx(after, abs=0.06))
