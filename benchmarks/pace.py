@@ -20,6 +20,8 @@ LATENCIES = (0.0, 0.2)
 SECONDS = 20.0
 SLOWEST_SECONDS = 30.0
 """How long it takes at a rate of 1, where a message is a large part of a short measurement."""
+SCARCE_SECONDS = 60.0
+"""How long it takes where one bulk call a second is let through: a sender has to find that out first."""
 GOAL = 95.0
 
 
@@ -35,6 +37,7 @@ class Pace:
     throttled: int
     lost: int
     copies: int
+    is_scarce: bool
 
     @property
     def share(self) -> float:
@@ -55,13 +58,13 @@ def run(
     for rate, number, latency in product(rates, senders, latencies):
         measured.append(measure(server, rate, number, latency, max(seconds, SLOWEST_SECONDS) if rate < 2 else seconds))
         print(".", end="", flush=True)
-    measured.append(measure_one_bulk_call_a_second(server, seconds))
+    measured += [measure_one_bulk_call_a_second(server, number) for number in (1, 2)]
     report.table(
         "The pace: recipients a second, against a stand-in for SES that refuses what exceeds the rate in any second",
         ["rate", "senders", "ms a call", "average", "% of the rate", "peak in a second", "throttled", "lost", "copies"],
         [_row(pace) for pace in measured],
     )
-    worst = min(pace.share for pace in measured[:-1])
+    worst = min(pace.share for pace in measured if not pace.is_scarce)
     report.at_least(GOAL, worst, "The lowest average in per cent of its rate")
     return measured
 
@@ -75,9 +78,9 @@ def measure(server: mariadb.Server, rate: float, senders: int, latency: float, s
     return _measure(server, rate, senders, recipients, {"rate": rate, "latency": latency})
 
 
-def measure_one_bulk_call_a_second(server: mariadb.Server, seconds: float) -> Pace:
+def measure_one_bulk_call_a_second(server: mariadb.Server, senders: int) -> Pace:
     """Send through an account that may send 300 recipients a second but make one bulk call a second only."""
-    return _measure(server, 300.0, 1, int(300 * seconds), {"rate": 300.0, "bulk_calls": 1.0})
+    return _measure(server, 300.0, senders, int(300 * SCARCE_SECONDS), {"rate": 300.0, "bulk_calls": 1.0})
 
 
 def _measure(server: mariadb.Server, rate: float, senders: int, recipients: int, conduct: dict[str, float]) -> Pace:
@@ -101,12 +104,13 @@ def _measure(server: mariadb.Server, rate: float, senders: int, recipients: int,
         throttled=counted["refused_messages"],
         lost=figures.lost,
         copies=figures.duplicates,
+        is_scarce="bulk_calls" in conduct,
     )
 
 
 def _row(pace: Pace) -> list[str]:
     return [
-        f"{pace.rate:,.0f}",
+        f"{pace.rate:,.0f}{', one bulk call a second' if pace.is_scarce else ''}",
         str(pace.senders),
         f"{pace.latency * 1000:.0f}",
         f"{pace.average:,.2f}",
