@@ -115,7 +115,7 @@ CREATE TABLE soft_bounce (
     PRIMARY KEY (registration_id, broadcast_id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
--- Keyed hashes of the addresses that were erased, so that nobody but their owner brings them back.
+-- Keyed hashes of the addresses that were erased and of their mailboxes, so that nobody but the owner brings them back.
 CREATE TABLE erasure (
     key_hash VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     erased_at DATETIME(6) NOT NULL,

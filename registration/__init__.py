@@ -23,7 +23,7 @@ import logger
 from config import WEB_CONNECTIONS, Config
 
 from . import cli, event_queue, registrations_cli
-from .db import AUTOCOMMIT, db, engine_options, fail_fast
+from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, db, engine_options, fail_fast
 from .domains import Domains, MailServers
 from .event_queue import RECEIVERS, EventQueue
 from .flow import MOST_IN_FLIGHT
@@ -50,12 +50,14 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.url_map.merge_slashes = False
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.config.from_object(config)
+    url = config.DB_CONN_STR
     application.config.update(
         MAX_CONTENT_LENGTH=LARGEST_BODY,
         MAX_FORM_MEMORY_SIZE=LARGEST_BODY,
-        SQLALCHEMY_ENGINE_OPTIONS=engine_options(config.DB_CONN_STR, pool_size=WEB_CONNECTIONS),
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(url, pool_size=WEB_CONNECTIONS),
         SQLALCHEMY_BINDS={
-            AUTOCOMMIT: engine_options(config.DB_CONN_STR, pool_size=WEB_CONNECTIONS, autocommit=True),
+            AUTOCOMMIT: engine_options(url, pool_size=WEB_CONNECTIONS, autocommit=True, seconds=QUICK_SECONDS),
+            ROWS: engine_options(url, pool_size=1, careful=False, seconds=QUICK_SECONDS),
         },
     )
     if (file := make_url(config.DB_CONN_STR).database) and config.DB_CONN_STR.startswith("sqlite"):
@@ -64,7 +66,10 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     db.init_app(application)
     with application.app_context():
         application.extensions["registrar"] = Registrar(
-            db.engines[AUTOCOMMIT], tokens=application.extensions["tokens"], confirm=config.CONFIRM_REGISTRATIONS
+            db.engines[AUTOCOMMIT],
+            db.engines[ROWS],
+            tokens=application.extensions["tokens"],
+            confirm=config.CONFIRM_REGISTRATIONS,
         )
         if not config.DB_CONN_STR.startswith("sqlite"):
             for engine in db.engines.values():

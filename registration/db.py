@@ -1,8 +1,9 @@
 """The database: the declarative base, the Flask extension, and the column types that models share.
 
-There are two connection pools. `db.session` runs transactions, at READ COMMITTED on MySQL because senders that
-claim work at the same time deadlock under REPEATABLE READ. `autocommit()` gives connections on which every
-statement commits itself: a registration is a single INSERT, and a COMMIT of its own would be half of its time.
+The web process has three connection pools. `db.session` runs transactions, at READ COMMITTED on MySQL because senders
+that claim work at the same time deadlock under REPEATABLE READ. `autocommit()` gives connections on which every
+statement commits itself, since a COMMIT of its own would be half of the time of a quick one. `ROWS` is for the
+transactions that insert registrations, those of several requests in one (see `group_commit`).
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-AUTOCOMMIT = "autocommit"
+AUTOCOMMIT, ROWS = "autocommit", "rows"
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 10
 QUICK_SECONDS = 4
-"""What a statement of its own may take: it is about one row, and somebody waits. Longer than it waits for a lock."""
+"""What a statement about a few rows may take while somebody waits for it. Longer than it waits for a lock."""
 SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
 """After so slow a failure to connect, nobody tries for a while: requests would queue up behind a hanging database."""
 REFUSED_SECONDS = 0.5
@@ -202,8 +203,10 @@ def rows_matched(session: Session, statement: Executable, parameters: Mapping[st
     return cast("CursorResult[Any]", session.execute(statement, parameters, execution_options=unseen)).rowcount
 
 
-def engine_options(url: str, *, pool_size: int, autocommit: bool = False, careful: bool = True) -> dict[str, Any]:
-    """Return the options of one engine and its pool of `pool_size` connections.
+def engine_options(
+    url: str, *, pool_size: int, autocommit: bool = False, careful: bool = True, seconds: float = STATEMENT_SECONDS
+) -> dict[str, Any]:
+    """Return the options of one engine and its pool of `pool_size` connections; a statement may take so many seconds.
 
     A dead connection is noticed before it is used and replaced, and rolled back before it is put back; `careful` off
     saves both round trips, for those who end every transaction themselves and try again after an error. So does
@@ -224,7 +227,6 @@ def engine_options(url: str, *, pool_size: int, autocommit: bool = False, carefu
     if make_url(url).get_backend_name() == "sqlite":
         return options | {"connect_args": {"timeout": STATEMENT_SECONDS}}
     options.setdefault("isolation_level", "READ COMMITTED")
-    seconds = QUICK_SECONDS if autocommit else STATEMENT_SECONDS
     return options | {
         "connect_args": {
             "charset": "utf8mb4",

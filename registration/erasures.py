@@ -1,13 +1,13 @@
 """Who had an address erased: only keyed hashes, of the address itself and of the mailbox that it leads to.
 
-The first keeps an import from bringing the address back. The second makes a registration of it, or of a variation of
-it, wait for its owner: anybody can type it.
+The first keeps an import from bringing the address back. Both make a registration of it, or of a variation of it, wait
+for its owner: anybody can type it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select
@@ -17,34 +17,35 @@ from . import addresses
 from .models import Erasure
 from .tokens import Tokens
 
-NOTICE_SECONDS = 0.2
-"""How long a note stands before the address is free. A registration that takes as long from its look at the notes to
-its insertion has to look again, so none comes in as if nothing had been erased."""
-
 _NOTED = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
 """Made once: building a statement costs more than sending it."""
 
 
 def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -> None:
-    """Remember that an address is about to be erased."""
+    """Remember that an address is erased, under each key: an instance that is still to restart may have one alone."""
     for text in (address_key, _mailbox(address_key)):
-        session.merge(Erasure(key_hash=tokens.fingerprints(text)[0], erased_at=now))
-
-
-def of_addresses(connection: Connection, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
-    """Return which of some hundreds of addresses, given by their keys, were erased themselves."""
-    return _noted(connection, {key: key for key in address_keys}, tokens)
-
-
-def of_mailboxes(connection: Connection, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
-    """Return of which of some addresses any variation was erased."""
-    return _noted(connection, {key: _mailbox(key) for key in address_keys}, tokens)
-
-
-def _noted(connection: Connection, texts: Mapping[str, str], tokens: Tokens) -> set[str]:
-    by_hash: dict[str, list[str]] = defaultdict(list)
-    for key, text in texts.items():
         for fingerprint in tokens.fingerprints(text):
+            session.merge(Erasure(key_hash=fingerprint, erased_at=now))
+
+
+def of_addresses(connection: Connection, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
+    """Return which of some hundreds of addresses, given by their keys, were erased themselves."""
+    return _noted(connection, {key: {key} for key in address_keys}, tokens)
+
+
+def of_mailboxes(connection: Connection, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
+    """Return of which of some addresses any variation was erased, as far as it is noted.
+
+    The versions before noted the erased address alone.
+    """
+    texts = {key: {key, addresses.mailbox(key), _mailbox(key)} for key in address_keys}
+    return _noted(connection, texts, tokens)
+
+
+def _noted(connection: Connection, texts: Mapping[str, Collection[str]], tokens: Tokens) -> set[str]:
+    by_hash: dict[str, list[str]] = defaultdict(list)
+    for key, those in texts.items():
+        for fingerprint in (fingerprint for text in those for fingerprint in tokens.fingerprints(text)):
             by_hash[fingerprint].append(key)
     noted = connection.execute(_NOTED, {"hashes": list(by_hash)}).scalars()
     return {key for fingerprint in noted for key in by_hash[fingerprint]}

@@ -77,6 +77,6 @@ class GroupCommit(Generic[Item]):
 
     def _write_all(self, items: Sequence[Item]) -> Sequence[BaseException | None]:
         try:
-            return self._write(items)
+            return [error for _, error in zip(items, self._write(items), strict=True)]
         except BaseException as error:  # noqa: BLE001  whatever it is, it is raised where each item came from
             return [error] * len(items)

@@ -103,7 +103,7 @@ class SoftBounce(Base):
 
 
 class Erasure(Base):
-    """The keyed hash of an address that was erased, so that nobody but its owner brings it back."""
+    """The keyed hash of an address that was erased, or of its mailbox, so that nobody but its owner brings it back."""
 
     __tablename__ = "erasure"
     __table_args__ = (_TABLE,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -58,14 +57,15 @@ class VersionCount:
 
 
 class Registrar:
-    """Registers addresses on connections in autocommit mode, for any number of threads.
+    """Registers addresses, for any number of threads.
 
-    Each statement stands for itself, and a repeated request completes what a lost one began. `tokens` tell who was
-    erased.
+    New rows are inserted in transactions of `rows_engine`. On `engine`, in autocommit mode, each statement stands for
+    itself, and a repeated request completes what a lost one began. `tokens` tell who was erased.
     """
 
-    def __init__(self, engine: Engine, *, tokens: Tokens, confirm: bool = False) -> None:
+    def __init__(self, engine: Engine, rows_engine: Engine, *, tokens: Tokens, confirm: bool = False) -> None:
         self._engine = engine
+        self._rows_engine = rows_engine
         self._tokens = tokens
         self._first_status = RegistrationStatus.UNCONFIRMED if confirm else RegistrationStatus.ACTIVE
         self._rows = GroupCommit(self._insert)
@@ -111,12 +111,12 @@ class Registrar:
         return RegistrationStatus.UNCONFIRMED if known else self._first_status
 
     def _insert(self, rows: Sequence[Row]) -> list[DBAPIError | None]:
-        """Insert rows in one statement; when the database refuses several together, each is tried alone.
+        """Insert rows together; when the database refuses that, each is tried alone.
 
-        A lost connection is not tried again; it fails them all.
+        A connection that is lost again fails them all.
         """
         try:
-            repeatable(self._engine, lambda connection: self._insert_on(connection, rows))
+            repeatable(self._rows_engine, lambda connection: self._insert_on(connection, rows))
         except DBAPIError as error:
             if len(rows) == 1 or error.connection_invalidated:
                 return [error] * len(rows)
@@ -124,21 +124,19 @@ class Registrar:
         return [None] * len(rows)
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Insert rows; one that was erased waits for its owner: anybody can type it."""
-        looked_at = time.monotonic()
-        self._mark_erased(connection, rows)
-        connection.execute(_INSERT, rows)
-        if time.monotonic() - looked_at >= erasures.NOTICE_SECONDS:
-            erased = self._mark_erased(connection, rows)
-            those = Registration.email_key.in_(erased), Registration.status == RegistrationStatus.ACTIVE
-            connection.execute(update(Registration).where(*those).values(status=RegistrationStatus.UNCONFIRMED))
+        """Insert rows; one whose address was erased waits for its owner: anybody can type it.
 
-    def _mark_erased(self, connection: Connection, rows: Sequence[Row]) -> set[str]:
-        erased = erasures.of_mailboxes(connection, {row["email_key"] for row in rows}, tokens=self._tokens)
-        for row in rows:
-            if row["email_key"] in erased:
+        That is looked up after the insertion: it waits for an erasure that is just setting the address free.
+        """
+        with connection.begin():
+            connection.execute(_INSERT, rows)
+            erased = erasures.of_mailboxes(connection, {row["email_key"] for row in rows}, tokens=self._tokens)
+            waiting = [row for row in rows if row["email_key"] in erased]
+            for row in waiting:
                 row["status"] = RegistrationStatus.UNCONFIRMED
-        return erased
+            if waiting:
+                those = Registration.product_id.in_([row["product_id"] for row in waiting])
+                connection.execute(update(Registration).where(those).values(status=RegistrationStatus.UNCONFIRMED))
 
     def _insert_or_find(self, new: Row) -> tuple[uuid.UUID, RegistrationStatus]:
         """Return product id and status of a new row, or of the one that its address has; erased meanwhile, it is new.
@@ -154,6 +152,7 @@ class Registrar:
                     return found
                 if is_last:
                     raise
+                new["product_id"] = uuid.uuid4()  # what was erased may be this row, of an attempt whose reply was lost
             else:
                 break
         return new["product_id"], new["status"]
@@ -245,17 +244,14 @@ def confirm(session: Session, link: ConfirmationLink) -> None:
 def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     """Delete an address and what is known of it, but for keyed hashes; return whether it was there.
 
-    These it commits at once, and waits a moment, so that whoever registers the address meanwhile sees them; the rest
-    is up to the caller. The row stays, because the ledger names it, and the count goes down by one wherever its id is.
+    The row stays, because the ledger names it, and the count goes down by one wherever its id is.
     """
-    if (found := _about_to_be_erased(session, who)) is None:
-        return False
-    erasures.note(session, found[1], tokens=tokens, now=now)
-    session.commit()
-    time.sleep(erasures.NOTICE_SECONDS)
-    if (found := _about_to_be_erased(session, who)) is None:
+    lock_count(session)
+    there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
+    if (found := session.execute(there.with_for_update()).one_or_none()) is None:
         return False
     registration_id, key = found
+    erasures.note(session, key, tokens=tokens, now=now)
     for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == registration_id))
     mailbox = addresses.mailbox(key)
@@ -268,13 +264,12 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     return True
 
 
-def _about_to_be_erased(session: Session, who: Who) -> tuple[int, str] | None:
-    """Return id and key of an address, locked, and so that no other is erased at the same time."""
-    # The same value again: it locks the row as `remember_count` does, and on SQLite the database.
+def lock_count(session: Session) -> None:
+    """Let nobody else erase, import, or move the remembered count until the end of the transaction.
+
+    The same value is written again: on SQLite that locks the database.
+    """
     session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations))
-    there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
-    found = session.execute(there.with_for_update()).one_or_none()
-    return None if found is None else (found.id, found.email_key)
 
 
 def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:

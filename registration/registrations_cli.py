@@ -118,7 +118,7 @@ def show(email: str) -> None:
 @_yes
 @_email
 def forget(email: str, *, yes: bool) -> None:
-    """Erase an address for good; only a keyed hash stays, so that no import brings it back."""
+    """Erase an address for good; only keyed hashes stay, so that nobody but its owner brings it back."""
     if email == "-" and not yes:
         raise click.UsageError("There is nowhere to ask you when the address comes from a pipe: add --yes.")
     address = _address(email)

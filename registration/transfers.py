@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Executable, and_, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, feedback, versions
+from . import addresses, feedback, registrations, versions
 from .addresses import Address
 from .db import rows_matched
 from .errors import InvalidEmailException
@@ -22,7 +22,6 @@ from .models import (
     Delivery,
     Installation,
     Registration,
-    RegistrationCount,
     RegistrationStatus,
     SoftBounce,
     Variation,
@@ -134,7 +133,7 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
     registers one of the addresses meanwhile; then the chunk is to be tried again.
     """
     # Ids of old dates: nobody may move the remembered count past them while others are still being written.
-    session.execute(select(RegistrationCount.id).with_for_update())
+    registrations.lock_count(session)
     tally = Tally()
     erased = is_erased(session, [line.address.key for line in lines])
     known = _known(session, lines)

@@ -39,19 +39,27 @@ def register_as(
     ip_address: str | None = None,
 ) -> None:
     """Store registrations of these addresses. Needs an application context."""
-    rows = [
-        {
-            "product_id": uuid.uuid4(),
-            "email": email,
-            "email_key": addresses.normalise(email).key,
-            "status": status,
-            "ip_address": ip_address,
-            "created_at": created_at or datetime.now(UTC),
-        }
-        for email in emails
-    ]
+    rows = [row(email, status=status, created_at=created_at, ip_address=ip_address) for email in emails]
     db.session.execute(insert(Registration), rows)
     db.session.commit()
+
+
+def row(
+    email: str,
+    *,
+    status: RegistrationStatus = RegistrationStatus.ACTIVE,
+    created_at: datetime | None = None,
+    ip_address: str | None = None,
+) -> dict[str, Any]:
+    """Return a registration that is not stored."""
+    return {
+        "product_id": uuid.uuid4(),
+        "email": email,
+        "email_key": addresses.normalise(email).key,
+        "status": status,
+        "ip_address": ip_address,
+        "created_at": created_at or datetime.now(UTC),
+    }
 
 
 def install(email: str, version: str, distribution: str = "", *, last_seen_at: datetime | None = None) -> None:

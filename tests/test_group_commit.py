@@ -111,6 +111,14 @@ def test_what_is_raised_went_wrong_with_all_of_them() -> None:
     assert len(table.statements) == 2
 
 
+def test_a_wrong_number_of_results_is_an_error_of_all_and_hangs_nobody() -> None:
+    group: GroupCommit[int] = GroupCommit(lambda _: [])
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shorter"):
+            group.commit(1)
+
+
 def test_what_comes_one_after_another_does_not_wait_for_more() -> None:
     table = Table()
     table.may_end.set()
