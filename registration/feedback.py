@@ -366,8 +366,10 @@ def _suppress(
         if values:
             those = update(Registration).where(column.in_(sorted(values)))
             if status is _S.COMPLAINED:
-                # What confirmation mail went to whoever complains now, perhaps about it, confirms nothing any more.
-                those = those.where(Registration.status.in_((*MAY_BECOME[status], status)))
+                # What confirmation mail went to whoever complains now confirms nothing any more. Nor does it to who
+                # complained before, if this is about no broadcast, so perhaps about that mail.
+                again = (status,) if column is Registration.email_key else ()
+                those = those.where(Registration.status.in_((*MAY_BECOME[status], *again)))
                 rows_matched(session, those.values(status=status, confirmation_sent_at=None))
                 continue
             those = those.where(Registration.status.in_(MAY_BECOME[status]))

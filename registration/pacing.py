@@ -128,6 +128,12 @@ def postpone_bulk_turn(session: Session, *, now: float) -> None:
     session.execute(update(Pace).where(Pace.bulk_probe_at > 0).values(bulk_free_at=turn_at, bulk_probe_at=probe_at))
 
 
+def miss_bulk_turn(session: Session) -> None:
+    """Let nobody probe before the next turn, because the call that had the last one did not leave."""
+    too_early = (Pace.bulk_probe_at > 0) & (Pace.bulk_probe_at < Pace.bulk_free_at)
+    session.execute(update(Pace).where(too_early).values(bulk_probe_at=Pace.bulk_free_at))
+
+
 def note_plenty_of_bulk_calls(session: Session) -> None:
     """Let senders make as many bulk calls as the rate asks for again."""
     session.execute(update(Pace).values(bulk_probe_at=0.0))

@@ -335,6 +335,8 @@ class Sender:
     def _release(self, call: Call) -> bool:
         with self.sessions.begin() as session:
             ledger.release(session, call.batch)
+            if call.bulk_turn is BulkTurn.YES:
+                pacing.miss_bulk_turn(session)
         return True
 
     def _release_all_waiting(self) -> None:

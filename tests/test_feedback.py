@@ -112,16 +112,29 @@ def test_each_event_is_written_down_with_the_delivery(kind: str) -> None:
     assert [(event.status, event.body) for event in events()] == [("applied", None)]
 
 
-@pytest.mark.parametrize("before", [_S.OPTED_OUT, _S.COMPLAINED])
-def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before(before: _S) -> None:
+@pytest.mark.parametrize(
+    ("before", "about", "is_valid"),
+    [
+        (_S.OPTED_OUT, "a broadcast", False),
+        (_S.OPTED_OUT, "the confirmation mail", False),
+        (_S.COMPLAINED, "the confirmation mail", False),
+        (_S.COMPLAINED, "a broadcast", True),
+    ],
+)
+def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before(
+    before: _S, about: str, is_valid: bool
+) -> None:
     broadcast_id = sent()
     db.session.execute(update(Registration).values(status=before, confirmation_sent_at=NOW))
+    (address, product_id) = db.session.execute(select(Registration.email, Registration.product_id)).one()
     db.session.commit()
+    delivery_id = only(broadcast_id).id if about == "a broadcast" else None
 
-    take(ses_events.complaint(only(broadcast_id).id))
+    take(ses_events.complaint(delivery_id, message_id="of a mail", address=address))
+    commit(feedback.take_waiting, NOW + timedelta(hours=1))
 
-    (product_id,) = db.session.execute(select(Registration.product_id)).scalars()
-    assert not registrations.is_confirmable(db.session(), ConfirmationLink(product_id, NOW))
+    assert registrations.is_confirmable(db.session(), ConfirmationLink(product_id, NOW)) is is_valid
+    assert db.session.execute(select(Registration.status)).scalar_one() is _S.COMPLAINED
 
 
 def test_the_id_of_an_event_is_no_hash_from_which_an_address_can_be_guessed() -> None:

@@ -216,6 +216,25 @@ def test_a_probe_comes_after_a_call_that_was_let_through(scarce: sessionmaker) -
     assert [turn for turn in turns if turn is not BulkTurn.NOT_YET][:2] == [BulkTurn.YES, BulkTurn.PROBE]
 
 
+def test_a_probe_does_not_follow_a_turn_that_was_missed(scarce: sessionmaker) -> None:
+    with scarce.begin() as session:
+        session.execute(update(Pace).values(bulk_probe_at=NOW))
+    assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
+    with scarce.begin() as session:
+        pacing.miss_bulk_turn(session)
+
+    turns = [take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(30)]
+    assert [turn for turn in turns if turn is not BulkTurn.NOT_YET][:2] == [BulkTurn.YES, BulkTurn.PROBE]
+
+
+def test_a_missed_turn_does_not_make_bulk_calls_scarce(sessions: sessionmaker) -> None:
+    with sessions.begin() as session:
+        session.execute(update(Pace).values(bulk_free_at=NOW))
+        pacing.miss_bulk_turn(session)
+
+        assert not pacing.are_bulk_calls_scarce(session)
+
+
 def test_a_probe_that_a_wrong_clock_put_off_comes_all_the_same(scarce: sessionmaker) -> None:
     with scarce.begin() as session:
         session.execute(update(Pace).values(bulk_probe_at=NOW + 86_400))

@@ -27,6 +27,7 @@ from registration.messages import Message
 from registration.models import (
     BroadcastStatus,
     Delivery,
+    DeliveryStatus,
     Pace,
     Registration,
     RegistrationStatus,
@@ -374,6 +375,21 @@ def test_a_probe_ends_the_scarcity_if_it_is_let_through(
     db.session.rollback()
     assert pacing.are_bulk_calls_scarce(db.session()) is not is_over
     assert scarce._flow.are_bulk_calls_scarce is not is_over
+
+
+def test_no_probe_follows_a_scarce_bulk_call_that_was_given_back(scarce: Sender) -> None:
+    commit(ledger.fill, 1)
+    scarce.look()
+    now = datetime.now(UTC).timestamp()
+    (call,) = scarce._claim_lot()
+    commit(lambda session: session.execute(update(Pace).values(bulk_probe_at=now)))
+    scarce.stop()
+
+    scarce._carry_out(call)
+
+    assert call.bulk_turn is BulkTurn.YES
+    assert commit(pacing.bulk_turn, now=now + 0.5) == (BulkTurn.NOT_YET, 0.0)
+    assert {line.status for line in ledgers.lines(call.broadcast_id)} == {DeliveryStatus.QUEUED}
 
 
 def test_a_scarce_bulk_call_rests_with_all_others(scarce: Sender) -> None:
