@@ -28,6 +28,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Engine,
+    ExceptionContext,
     Executable,
     Integer,
     LargeBinary,
@@ -244,6 +245,13 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     if isinstance(connection, sqlite3.Connection):
         for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
+
+
+@event.listens_for(Engine, "handle_error")
+def _give_up_undecided(context: ExceptionContext) -> None:
+    """Give a connection up whose COMMIT or ROLLBACK failed: its transaction may still be open, for whoever is next."""
+    if context.connection is not None and context.statement is None:
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
 
 
 def fail_fast(engine: Engine) -> None:

@@ -94,7 +94,7 @@ class Registrar:
             "created_at": now,
         }
         known_id, status = self._insert_or_find(new)
-        if known_id != product_id and status is RegistrationStatus.ACTIVE and installation is None:
+        if known_id != new["product_id"] and status is RegistrationStatus.ACTIVE and installation is None:
             raise AlreadyRegisteredException
         if status is not RegistrationStatus.ACTIVE:
             repeatable(self._engine, lambda connection: _welcome_back(connection, address, now))

@@ -261,6 +261,9 @@ class Sender:
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.largest, now=now)
         if batch is None:
             return []
+        if len(batch.recipients) < 2:  # that is no bulk call, and the turn stays for the next
+            wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
+            return [Call(broadcast_id, batch, begun + wait)]
         pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 

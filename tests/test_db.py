@@ -18,6 +18,7 @@ from registration.db import (
     CONNECT_SECONDS,
     LOCK_SECONDS,
     REFUSED_SECONDS,
+    ROWS,
     autocommit,
     clock_offset,
     db,
@@ -25,7 +26,7 @@ from registration.db import (
     fail_fast,
     repeatable,
 )
-from registration.models import Registration, RegistrationStatus
+from registration.models import Registration, RegistrationStatus, WrongPin
 
 from .ledgers import commit
 
@@ -110,6 +111,26 @@ def test_a_statement_that_had_to_give_way_to_another_is_done_again() -> None:
 
     assert repeatable(db.engines[AUTOCOMMIT], work) == 7
     assert len(tried) == 2
+
+
+def test_a_transaction_whose_commit_fails_is_not_left_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the pool itself rolls nothing back."""
+    engine = db.engines[ROWS]
+    refusal = engine.dialect.loaded_dbapi.OperationalError(1180, "Got error 28 during COMMIT")
+    wrong = {"ip_address": "192.0.2.7", "created_at": NOW}
+
+    def fail(_: object) -> None:
+        raise refusal
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(engine.dialect, "do_commit", fail)
+        with pytest.raises(OperationalError), engine.begin() as connection:
+            connection.execute(insert(WrongPin).values(wrong))
+    with engine.begin() as connection:
+        connection.execute(select(1))
+
+    with engine.connect() as connection:
+        assert connection.execute(select(WrongPin)).all() == []
 
 
 def test_nobody_waits_long_for_a_lock() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -407,6 +407,25 @@ def test_a_turn_for_which_nothing_is_queued_is_left_to_others(scarce: Sender) ->
     db.session.commit()
 
     assert scarce._claim_lot() == []
+    assert commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one()) == turn_at
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_turn_for_which_too_few_are_left_is_not_taken(scarce: Sender, mailer: ScriptedMailer, left: int) -> None:
+    commit(ledger.fill, 1)
+    turn_at = commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one())
+    scarce.look()
+    first = db.session.execute(select(func.min(Delivery.id))).scalar_one()
+    staying = select(Delivery.registration_id).where(Delivery.id < first + left)
+    opted_out = update(Registration).where(Registration.id.not_in(staying))
+    db.session.execute(opted_out.values(status=RegistrationStatus.OPTED_OUT))
+    db.session.execute(update(Delivery).where(Delivery.id >= first + 50).values(status="sent"))
+    db.session.commit()
+
+    (call,) = scarce._claim_lot()
+    scarce._carry_out(call)
+
+    assert len(mailer.sent) == left
     assert commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one()) == turn_at
 
 
