@@ -21,6 +21,7 @@ import boto3
 import pytest
 from botocore.exceptions import CredentialRetrievalError
 from botocore.utils import ContainerMetadataFetcher
+from botocore.validate import ParamValidator
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -485,6 +486,21 @@ def test_a_rate_of_nothing_is_as_good_as_untold(mailer: SesMailer, fake: SesFake
 
 def test_a_rate_that_ses_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_mailer(f"http://127.0.0.1:{free_port()}", monkeypatch).account() is None
+
+
+@pytest.mark.parametrize(("batch", "operation"), [(1, "SendEmail"), (2, "SendBulkEmail")])
+def test_a_body_has_nothing_that_the_api_does_not_know(
+    mailer: SesMailer, fake: SesFake, batch: int, operation: str
+) -> None:
+    """It is written without botocore's serializer, but botocore can check it."""
+    text = 'Mind {{ this }}, "that" and 100 % of \N{SNOWMAN}.\n'
+    people = [Recipient(number, f"clinic-{number}@example.org", uuid.UUID(int=number)) for number in range(batch)]
+
+    mailer.send(Message(subject="Update", text=text), people)
+
+    shape = mailer.client().meta.service_model.operation_model(operation).input_shape
+    assert ParamValidator().validate(fake.accepted[0].request, shape).generate_report() == ""
+    assert all(mail.text.startswith(text) for mail in fake.accepted)
 
 
 @mock_aws

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import secrets
 import threading
 import time
 import traceback
@@ -42,7 +43,11 @@ from .letters import ONE_CLICK, Letter, Letterhead
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
-    from mypy_boto3_sesv2.type_defs import EmailTemplateContentTypeDef, SendBulkEmailResponseTypeDef
+    from mypy_boto3_sesv2.type_defs import (
+        EmailTemplateContentTypeDef,
+        SendBulkEmailResponseTypeDef,
+        SendEmailResponseTypeDef,
+    )
 
 BULK_ENTRIES = 50
 """https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html"""
@@ -67,12 +72,15 @@ _TEMPLATE: EmailTemplateContentTypeDef = {
 
 SES escapes nothing: what goes into the HTML part is HTML already.
 """
-_BULK = "sesv2.SendBulkEmail"
 _USER_AGENT = f"OpenEMR-Product-Registration Boto3/{boto3.__version__}"
 """botocore would put its own together twice for each call, which is a tenth of the cost of a call."""
 _FEEDBACK_ID = {"Name": "ses:feedback-id-a", "Value": "openemr-notices"}
 """SES writes the Feedback-ID header itself and begins it with the value of this tag."""
 
+_LINK = secrets.token_hex()
+"""Stands for a recipient's link where a body is prepared; nobody's text holds it."""
+_OF_ONE = ',"Headers":%s}},"Destination":{"ToAddresses":[%s]},"EmailTags":%s}'
+"""How the JSON of a call with one recipient ends."""
 _ENTRY = (
     '{"Destination":{"ToAddresses":[%s]},"ReplacementTags":[{"Name":"delivery","Value":"%d"},'
     + json.dumps(_FEEDBACK_ID)
@@ -171,9 +179,13 @@ _ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A letter, and how the body of a bulk call with it begins; empty when it is too large for a template's data."""
+    """How the bodies of calls with a letter begin, as JSON.
 
-    letter: Letter
+    `single_body` is in pieces, with the link to be put between them; `bulk_body` is empty when the letter is too large
+    for a template's data.
+    """
+
+    single_body: Sequence[str]
     bulk_body: str
 
 
@@ -251,17 +263,27 @@ class SesMailer:
 
     def _write(self, message: Message) -> _Prepared:
         letter = self.letterhead.write(message)
+        return _Prepared(self._begin_single(letter), self._begin_bulk(letter))
+
+    def _begin_single(self, letter: Letter) -> Sequence[str]:
+        texts = {"Text": letter.text.with_link(_LINK), "Html": letter.html.with_link(_LINK)}
+        body = {name: {"Data": text, "Charset": "UTF-8"} for name, text in texts.items()}
+        simple = {"Subject": {"Data": letter.subject, "Charset": "UTF-8"}, "Body": body}
+        beginning = json.dumps(self.common | {"Content": {"Simple": simple}}, ensure_ascii=False)
+        return beginning.removesuffix("}}}").split(_LINK)
+
+    def _begin_bulk(self, letter: Letter) -> str:
         parts = {"text": letter.text, "html": letter.html}
         data = {"subject": letter.subject, "link": self.letterhead.public_url}
         for name, part in parts.items():
             data |= {f"{name}_before": part.before, f"{name}_after": part.after}
         template_data = json.dumps(data, ensure_ascii=False)
         if len(template_data.encode()) > LARGEST_DATA:
-            return _Prepared(letter, "")
+            return ""
         headers = _headers(self.letterhead.headers | ONE_CLICK)
         template = {"TemplateContent": _TEMPLATE, "TemplateData": template_data, "Headers": headers}
         beginning = json.dumps(self.common | {"DefaultContent": {"Template": template}}, ensure_ascii=False)
-        return _Prepared(letter, beginning.removesuffix("}"))
+        return beginning.removesuffix("}")
 
     def _send_one_by_one(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         end = time.monotonic() + ONE_BY_ONE_SECONDS
@@ -273,24 +295,12 @@ class SesMailer:
         return outcomes + [Outcome(Verdict.APART)] * (len(recipients) - len(outcomes))
 
     def _send_one(self, message: Message, recipient: Recipient) -> Outcome:
-        letter, letterhead = self._prepare(message).letter, self.letterhead
-        link = letterhead.link(recipient.product_id)
-        answer = self.client().send_email(
-            **self.common,
-            Destination={"ToAddresses": [recipient.address]},
-            Content={
-                "Simple": {
-                    "Subject": {"Data": letter.subject, "Charset": "UTF-8"},
-                    "Body": {
-                        "Text": {"Data": letter.text.with_link(link), "Charset": "UTF-8"},
-                        "Html": {"Data": letter.html.with_link(link), "Charset": "UTF-8"},
-                    },
-                    "Headers": _headers(letterhead.opt_out_headers(recipient.product_id) | letterhead.headers),
-                }
-            },
-            EmailTags=_tags(recipient),
-        )
-        message_id = answer.get("MessageId")
+        link = json.dumps(self.letterhead.link(recipient.product_id))[1:-1]
+        headers = _headers(self.letterhead.opt_out_headers(recipient.product_id) | self.letterhead.headers)
+        own = json.dumps(headers), json.dumps(recipient.address), json.dumps(_tags(recipient))
+        body = link.join(self._prepare(message).single_body) + _OF_ONE % own
+        send: Callable[..., SendEmailResponseTypeDef] = self.client().send_email
+        message_id = send(Body=body.encode()).get("MessageId")
         return Outcome(Verdict.ACCEPTED, message_id=message_id) if message_id else _outcome(_NO_ANSWER)
 
     def _send_bulk(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
@@ -335,19 +345,20 @@ def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
         ),
     )
     events: Any = client.meta.events
-    events.register(f"provide-client-params.{_BULK}", _take_body)
-    events.register(f"before-call.{_BULK}", _put_body)
+    for call in ("SendEmail", "SendBulkEmail"):
+        events.register(f"provide-client-params.sesv2.{call}", _take_body)
+        events.register(f"before-call.sesv2.{call}", _put_body)
     return client
 
 
 def _take_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Keep the body of a bulk call out of botocore's serializer, which would be a third of the cost of a message.
+    """Keep a body out of botocore's serializer, which would be a third of the cost of a message in a bulk call.
 
     What is common to all messages is serialized once for each broadcast, and botocore signs and sends the rest as it
     is: https://docs.aws.amazon.com/boto3/latest/guide/events.html
     """
     context["ready_body"] = params["Body"]
-    return {"BulkEmailEntries": []}
+    return {}
 
 
 def _put_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
