@@ -28,6 +28,7 @@ from registration.web.fields import Fields
 
 from . import mariadb
 
+PART = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\ntext\r\n'
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -142,6 +143,23 @@ def test_bytes_that_are_not_utf_8_are_unreadable(arguments: dict[str, Any]) -> N
         read(**arguments).text("name")
 
 
+@pytest.mark.parametrize(
+    ("data", "boundary"),
+    [(PART, "b"), (PART + b"--b", "b"), (PART[:30], "b"), (PART + b"--b--\r\n", "c"), (PART + b"--b--\r\n", "")],
+    ids=["no end", "half an end", "cut off", "another boundary", "no boundary"],
+)
+def test_parts_that_cannot_be_read_are_not_taken_as_none(data: bytes, boundary: str) -> None:
+    content_type = f"multipart/form-data; boundary={boundary}" if boundary else "multipart/form-data"
+
+    with pytest.raises(InvalidEmailException, match="not valid multipart"):
+        read(data=data, content_type=content_type, query_string={"name": "text"})
+
+
+def test_no_parts_at_all_are_no_error() -> None:
+    arguments = {"content_type": "multipart/form-data; boundary=b", "query_string": {"name": "text"}}
+    assert [read(data=data, **arguments).text("name") for data in (b"", b"--b--\r\n")] == ["text", "text"]
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "text/html", "application/xml", "application/octet-stream", ""])
 def test_a_body_of_another_type_is_refused(content_type: str) -> None:
     with pytest.raises(UnsupportedInputException):
@@ -191,15 +209,21 @@ def test_a_body_of_unknown_length_over_the_limit_is_refused(content_type: str) -
         Fields(request, unreadable=InvalidEmailException)
 
 
-@pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=b", "application/json"])
-def test_a_body_of_unknown_length_up_to_the_limit_is_read(content_type: str) -> None:
-    environ = EnvironBuilder(method="POST", data=b'{"name": "text"}', content_type=content_type).get_environ()
+@pytest.mark.parametrize(
+    ("data", "content_type"),
+    [
+        (b"name=text", FORM),
+        (PART + b"--b--\r\n", "multipart/form-data; boundary=b"),
+        (b'{"name": "text"}', "application/json"),
+    ],
+)
+def test_a_body_of_unknown_length_up_to_the_limit_is_read(data: bytes, content_type: str) -> None:
+    environ = EnvironBuilder(method="POST", data=data, content_type=content_type).get_environ()
     length = int(environ.pop("CONTENT_LENGTH"))
     request = Request(environ | {"wsgi.input_terminated": True})
     request.max_content_length = length
 
-    Fields(request, unreadable=InvalidEmailException)
-
+    assert Fields(request, unreadable=InvalidEmailException).text("name") == "text"
     assert len(request.get_data()) == length
 
 

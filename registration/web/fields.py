@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -78,7 +79,7 @@ class Fields:
     def _read_body(self, request: Request) -> Mapping[str, Any]:
         data = _whole_body(request)
         if request.mimetype == "multipart/form-data":
-            return {name or "": value for part in (request.form, request.files) for name, value in part.items()}
+            return self._read_multipart(request, data)
         if request.mimetype == "application/x-www-form-urlencoded":
             return _pairs(data)
         if not data:
@@ -92,6 +93,16 @@ class Fields:
         if not isinstance(value, dict):
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
         return value
+
+    def _read_multipart(self, request: Request, data: bytes) -> Mapping[str, Any]:
+        """Decode the parts of a body. Werkzeug by itself would take one that it cannot read as empty."""
+        parser = request.make_form_data_parser()
+        parser.silent = False
+        try:
+            _, form, files = parser.parse(BytesIO(data), request.mimetype, len(data), request.mimetype_params)
+        except ValueError as error:
+            raise self.unreadable("The body is not valid multipart/form-data.") from error
+        return {name or "": value for part in (form, files) for name, value in part.items()}
 
 
 def _whole_body(request: Request) -> bytes:
