@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flask import Flask
@@ -254,6 +256,25 @@ def test_a_bulk_turn_that_a_wrong_clock_left_blocks_nobody(scarce: sessionmaker)
     take_bulk_turn(scarce, NOW + 3600)
 
     assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
+
+
+def test_of_senders_that_ask_at_the_same_moment_one_gets_the_bulk_turn(scarce: sessionmaker) -> None:
+    together = threading.Barrier(4)
+
+    def ask(_: int) -> BulkTurn:
+        with scarce.begin() as session:
+            pacing.are_bulk_calls_scarce(session)
+            together.wait(30)
+            turn, _ = pacing.bulk_turn(session, now=NOW)
+            if turn is not BulkTurn.NOT_YET:
+                time.sleep(0.05)
+                pacing.take_bulk_turn(session, turn, 50, rate=250.0, at=NOW)
+            return turn
+
+    with ThreadPoolExecutor(4) as pool:
+        turns = list(pool.map(ask, range(4)))
+
+    assert sorted(turn.name for turn in turns) == ["NOT_YET", "NOT_YET", "NOT_YET", "YES"]
 
 
 def test_a_factor_lowered_in_the_future_is_no_lower() -> None:
