@@ -59,6 +59,13 @@ def request(connection: Connection, address_key: str, now: datetime) -> None:
         return
 
 
+def are_due(session: Session, now: datetime) -> bool:
+    """Return whether a mail is due."""
+    return (
+        session.execute(select(ConfirmationRequest.due_at).where(ConfirmationRequest.due_at <= now)).first() is not None
+    )
+
+
 def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list[Confirmation]:
     """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends.
 
@@ -87,12 +94,22 @@ def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list
     return taken
 
 
-def give_back(session: Session, confirmation: Confirmation, now: datetime, *, tokens: Tokens) -> None:
-    """Let a mail that certainly did not leave be taken again in a while."""
-    forget = update(Registration).where(Registration.id == confirmation.registration_id)
-    session.execute(forget.values(confirmation_sent_at=None))
+def give_back(
+    session: Session, confirmation: Confirmation, now: datetime, *, taken_at: datetime, tokens: Tokens
+) -> None:
+    """Let a mail that certainly did not leave be taken again in a while, unless its owner said no meanwhile."""
     session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == _mailbox(confirmation.email, tokens)))
-    session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=now + LATER))
+    taken = update(Registration).where(
+        Registration.id == confirmation.registration_id, Registration.confirmation_sent_at == taken_at
+    )
+    if rows_matched(session, taken.values(confirmation_sent_at=None)):
+        session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=now + LATER))
+
+
+def drop(session: Session, *those: ColumnElement[bool]) -> None:
+    """Send no mail that is due to some registrations: they said no."""
+    due = ConfirmationRequest.registration_id.in_(select(Registration.id).where(*those))
+    session.execute(delete(ConfirmationRequest).where(due))
 
 
 def forget(session: Session, now: datetime) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, ledger
+from . import addresses, confirmations, ledger
 from .db import UtcDateTime, rows_matched
 from .errors import InvalidEmailException
 from .models import (
@@ -77,8 +77,9 @@ class Event:
 
     `is_withheld` is true of a bounce or complaint that repeats an earlier one: the address is on the account's
     suppression list, so the message was not sent, and the service does not count it against the account
-    (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is our tag, None
-    without one; `recipients` are the addresses that it is about, as it writes them.
+    (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is from our tag, None
+    without one, and so is the beginning of the `product` id, which the versions before did not put there;
+    `recipients` are the addresses that it is about, as it writes them.
     """
 
     event_id: str
@@ -88,6 +89,7 @@ class Event:
     recipients: tuple[str, ...]
     at: datetime
     is_withheld: bool = False
+    product: str = ""
 
 
 class _Line(NamedTuple):
@@ -124,12 +126,14 @@ def read(body: str) -> Event:
     message_id = _message_id(mail)
     stamp = part.get("timestamp", mail.get("timestamp"))
     found = _addresses(part.get(recipients) if recipients else mail.get("destination"))
+    delivery_id, product = _our_tag(mail.get("tags"))
     identity = [kind, message_id, part.get("feedbackId") or stamp]
     return Event(
         event_id=_digest(json.dumps(identity)),
         feedback=_feedback(kind, part),
         message_id=message_id,
-        delivery_id=_delivery_id(mail.get("tags")),
+        delivery_id=delivery_id,
+        product=product,
         recipients=tuple(found),
         at=_time(stamp),
         is_withheld=_WITHHELD in (part.get("bounceSubType"), part.get("complaintSubType")),
@@ -263,13 +267,14 @@ def _time(stamp: Any) -> datetime:
         raise UnreadableEventError("Its timestamp is not a time.") from error
 
 
-def _delivery_id(tags: Any) -> int | None:
-    """Return the number in our tag; 0, which no delivery has, for one that is not ours."""
+def _our_tag(tags: Any) -> tuple[int | None, str]:
+    """Return the two parts of our tag, see `Recipient.tag`; 0, which no delivery has, for one that is not ours."""
     values = tags.get(_TAG) if isinstance(tags, dict) else None
     if not isinstance(values, list) or not values:
-        return None
-    text = values[0] if isinstance(values[0], str) else ""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= _LARGEST_ID else 0
+        return None, ""
+    text, _, product = (values[0] if isinstance(values[0], str) else "").partition("-")
+    is_number = text.isascii() and text.isdecimal() and len(text) < 20
+    return (int(text) if is_number and int(text) <= _LARGEST_ID else 0), product
 
 
 def _addresses(recipients: Any) -> list[str]:
@@ -316,13 +321,22 @@ def _row(
 def _match(session: Session, events: Sequence[Event]) -> list[_Match]:
     """Find the deliveries of events, by our tag first and then by the message id."""
     columns = select(Delivery.id, Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.message_id)
-    tagged = [event.delivery_id for event in events if event.delivery_id]
-    found = session.execute(columns.where(Delivery.id.in_(tagged))).all() if tagged else []
-    by_id: dict[int | None, _Line] = {row.id: _Line(*row) for row in found}
-    rest = [event.message_id for event in events if event.delivery_id not in by_id]
+    by_tag = _tagged(session, columns, events)
+    rest = [event.message_id for event in events if event.event_id not in by_tag]
     found = session.execute(columns.where(Delivery.message_id.in_(rest))).all() if rest else []
     by_message = {row.message_id: _Line(*row) for row in found}
-    return [_Match(event, by_id.get(event.delivery_id) or by_message.get(event.message_id)) for event in events]
+    return [_Match(event, by_tag.get(event.event_id) or by_message.get(event.message_id)) for event in events]
+
+
+def _tagged(session: Session, columns: Any, events: Sequence[Event]) -> dict[str, _Line]:
+    """Return the deliveries that our tag names, by event, unless the tag says that they were somebody else's."""
+    tagged = {event.delivery_id for event in events if event.delivery_id}
+    if not tagged:
+        return {}
+    whose = columns.add_columns(Registration.product_id).join(Registration, Registration.id == Delivery.registration_id)
+    found = {row.id: row for row in session.execute(whose.where(Delivery.id.in_(tagged)))}
+    named = [(event, found[event.delivery_id]) for event in events if event.delivery_id in found]
+    return {event.event_id: _Line(*row[:-1]) for event, row in named if row.product_id.hex.startswith(event.product)}
 
 
 def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> None:
@@ -363,18 +377,19 @@ def _suppress(
 ) -> None:
     """Mail no more to registrations, by their ids or by the keys of their addresses, unless they are not mailed to."""
     for column, values in ((Registration.id, registration_ids), (Registration.email_key, keys)):
-        if values:
-            those = update(Registration).where(column.in_(sorted(values)))
-            if status is _S.COMPLAINED:
-                # What confirmation mail went to whoever complains now confirms nothing any more. Nor does it to who
-                # complained before, if this is about no broadcast, so perhaps about that mail.
-                again = (status,) if column is Registration.email_key else ()
-                those = those.where(Registration.status.in_((*MAY_BECOME[status], *again)))
-                rows_matched(session, those.values(status=status, confirmation_sent_at=None))
-                continue
-            those = those.where(Registration.status.in_(MAY_BECOME[status]))
+        if not values:
+            continue
+        if status is _S.COMPLAINED:
+            # What confirmation mail went to whoever complains now confirms nothing any more. Nor does it to who
+            # complained before, if this is about no broadcast, so perhaps about that mail.
+            again = (status,) if column is Registration.email_key else ()
+            those = column.in_(sorted(values)), Registration.status.in_((*MAY_BECOME[status], *again))
+            confirmations.drop(session, *those)
+            rows_matched(session, update(Registration).where(*those).values(status=status, confirmation_sent_at=None))
+        else:
+            those = column.in_(sorted(values)), Registration.status.in_(MAY_BECOME[status])
             was_asked = or_(Registration.status != _S.UNCONFIRMED, Registration.confirmation_sent_at.is_not(None))
-            rows_matched(session, those.where(was_asked).values(status=status))
+            rows_matched(session, update(Registration).where(*those, was_asked).values(status=status))
 
 
 def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Sequence[_Line]) -> None:

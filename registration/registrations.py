@@ -216,8 +216,9 @@ def status_of(session: Session, who: Who) -> RegistrationStatus | None:
 def opt_out(session: Session, who: Who) -> None:
     """Mail nothing to a registration any more; a complaint and an erasure stay what they are.
 
-    What confirmation mail it got before confirms nothing from now on.
+    What confirmation mail it got before confirms nothing from now on, and one that is due is not sent.
     """
+    confirmations.drop(session, _is(who))
     session.execute(update(Registration).where(_is(who)).values(confirmation_sent_at=None))
     staying = (RegistrationStatus.COMPLAINED, RegistrationStatus.ERASED)
     leave = update(Registration).where(_is(who), Registration.status.not_in(staying))

@@ -252,9 +252,8 @@ class Sender:
         if not self._flow.has_scarce_bulk_calls:
             return []
         now, begun, rate = self._time(), time.monotonic(), self._flow.steady_rate
-        is_resting = pacing.free_in(session, rate=rate, now=now.timestamp()) > 2 * (AHEAD_SECONDS + LOT_SECONDS)
         turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=AHEAD_SECONDS)
-        if is_resting or turn is BulkTurn.NOT_YET:
+        if turn is BulkTurn.NOT_YET or self._are_all_resting(session, rate, now):
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
@@ -432,28 +431,40 @@ class Sender:
         return refused
 
     def _send_confirmations(self) -> None:
-        """Send the confirmation mails that are due, a few at a time, at the pace that all share."""
+        """Send the confirmation mails that are due, a few at a time, at the pace that all share.
+
+        None while all rest; they are not worth that nobody looks at the broadcasts meanwhile.
+        """
         if self.tokens is None:
             return
         now = self._time()
         with self.sessions.begin() as session:
-            limit = BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS
-            due = confirmations.take(session, now, tokens=self.tokens, limit=limit)
-            if not due:
+            if not confirmations.are_due(session, now):
                 return
             rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+            if self._are_all_resting(session, rate, now):
+                return
+            limit = min(BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS, max(1.0, rate * LOT_SECONDS))
+            due = confirmations.take(session, now, tokens=self.tokens, limit=int(limit))
             wait = pacing.reserve(session, len(due), rate=rate, now=now.timestamp())
         self.stopping.wait(wait)
         for confirmation in due:
-            if self.stopping.is_set() or not self._confirm(confirmation, self.tokens, now):
+            verdict = None if self.stopping.is_set() else self._confirm(confirmation, self.tokens, now)
+            if verdict in (None, Verdict.THROTTLED, Verdict.HELD):
                 with self.sessions.begin() as session:
-                    confirmations.give_back(session, confirmation, self.now(), tokens=self.tokens)
+                    confirmations.give_back(session, confirmation, self.now(), taken_at=now, tokens=self.tokens)
+                    if verdict is Verdict.THROTTLED:
+                        pacing.slow_down(session, now=self._time().timestamp())
 
-    def _confirm(self, confirmation: confirmations.Confirmation, tokens: Tokens, now: datetime) -> bool:
-        """Send one confirmation mail; return whether it is done with: not if the mail service asks to wait."""
+    def _confirm(self, confirmation: confirmations.Confirmation, tokens: Tokens, now: datetime) -> Verdict:
         message = confirmations.compose(tokens.confirmation_url(confirmation.product_id, now))
         (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
-        return outcome.verdict not in (Verdict.THROTTLED, Verdict.HELD)
+        return outcome.verdict
+
+    @staticmethod
+    def _are_all_resting(session: Session, rate: float, now: datetime) -> bool:
+        """Return whether the next free instant is further away than claims made ahead explain."""
+        return pacing.free_in(session, rate=rate, now=now.timestamp()) > 2 * (AHEAD_SECONDS + LOT_SECONDS)
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
         """Do a piece of work; a failure is logged and waited out."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Executable, and_, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Executable, and_, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, feedback, registrations, versions
+from . import addresses, confirmations, feedback, registrations, versions
 from .addresses import Address
 from .db import rows_matched
 from .errors import InvalidEmailException
@@ -206,8 +206,7 @@ def take_off(session: Session, keys: Collection[str], status: RegistrationStatus
     nothing any more, and one that is due is not sent.
     """
     those = Registration.email_key.in_(keys), Registration.status.in_(OFF[status])
-    due = ConfirmationRequest.registration_id.in_(select(Registration.id).where(*those))
-    session.execute(delete(ConfirmationRequest).where(due))
+    confirmations.drop(session, *those)
     return rows_matched(session, update(Registration).where(*those).values(status=status, confirmation_sent_at=None))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,11 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
-from registration import addresses, confirmations, feedback
+from registration import addresses, confirmations, feedback, pacing
 from registration.db import autocommit, db
 from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
-from registration.models import ConfirmationMail, Registration, RegistrationStatus
+from registration.models import ConfirmationMail, Pace, Registration, RegistrationStatus
 from registration.sender import Sender
 from registration.tokens import Tokens
 
@@ -437,6 +439,80 @@ def test_a_sender_that_is_to_end_gives_the_confirmations_that_it_took_back(
     later.look()
 
     assert len(mails(settings)) == 1
+
+
+def test_who_opts_out_or_complains_gets_no_confirmation_mail_that_is_still_due(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    opts_out, complains = factories.register(2, status=S.UNCONFIRMED)
+    for email in (opts_out, complains):
+        client.post("/api/registration", data={"email": email})
+    link = current_app.extensions["tokens"].opt_out_url(product_id(opts_out))
+    client.post(link.removeprefix("http://127.0.0.1:5000"))
+    feedback.take(db.session(), [ses_events.complaint(0, address=complains)], datetime.now(UTC))
+    db.session.commit()
+
+    sender.look()
+
+    assert [status(email) for email in (opts_out, complains)] == [S.OPTED_OUT, S.COMPLAINED]
+    assert mails(settings) == []
+
+
+def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
+    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+    db.session.rollback()
+    sent = []
+
+    def hold(message, recipients):
+        client.post(link.removeprefix("http://127.0.0.1:5000"))
+        sent.append(recipients)
+        return [Outcome(Verdict.HELD)]
+
+    monkeypatch.setattr(sender.mailer, "send", hold)
+    sender.look()
+    sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
+    sender.look()
+
+    assert len(sent) == 1
+
+
+def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    for email in factories.register(10, status=S.UNCONFIRMED):
+        client.post("/api/registration", data={"email": email})
+    slow, begun = replace(sender, rate_limit=2.0), datetime.now(UTC) + timedelta(seconds=5)
+    sent = []
+    for tenths in range(31):
+        slow.now = lambda tenths=tenths: begun + timedelta(seconds=tenths / 10)
+        slow.look()
+        sent.append(len(mails(settings)))
+
+    assert max(after - before for before, after in pairwise(sent)) == 1
+    assert 6 <= sent[-1] <= 8
+
+    pacing.back_off(db.session(), 30.0, now=slow.now().timestamp())
+    db.session.commit()
+    started = time.monotonic()
+    slow.look()
+    assert time.monotonic() - started < 10
+    assert len(mails(settings)) == sent[-1]
+
+
+def test_a_confirmation_mail_that_is_too_fast_slows_all_senders_down(
+    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(Verdict.THROTTLED)])
+
+    sender.look()
+
+    assert db.session.execute(select(Pace.throttled_at)).scalar_one() > 0
 
 
 def test_nobody_is_asked_who_opted_out_of_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from registration import feedback, ledger, registrations
 from registration.db import db
 from registration.feedback import UnreadableEventError
+from registration.mailers import Recipient
 from registration.models import (
     Delivery,
     DeliveryStatus,
@@ -251,6 +253,32 @@ def test_a_tag_that_is_not_ours_leads_to_no_delivery(tag: Any) -> None:
     take(json.dumps(event))
 
     assert only(broadcast_id).feedback is None
+
+
+@pytest.mark.parametrize("make", [ses_events.bounce, ses_events.complaint, ses_events.send])
+def test_an_event_of_somebody_elses_delivery_of_the_same_number_is_about_its_own_address(make: Any) -> None:
+    """As after the database was restored from before that delivery, or of another environment."""
+    broadcast_id = ledgers.filled(1)
+    line = only(broadcast_id)
+    (product_id,) = db.session.execute(select(Registration.product_id)).scalars()
+    event = json.loads(make(line.id, address="another@example.org"))
+    factories.register_as("another@example.org")
+
+    event["mail"]["tags"]["delivery"] = [Recipient(line.id, "", uuid.UUID(int=product_id.int ^ 1 << 127)).tag]
+    take(json.dumps(event))
+
+    line = only(broadcast_id)
+    assert (line.status, line.feedback, line.message_id) == (DeliveryStatus.QUEUED, None, None)
+    assert status_of(line.registration_id) is _S.ACTIVE
+    there = select(Registration.status).where(Registration.email == "another@example.org")
+    suppressed = {ses_events.bounce: _S.BOUNCED, ses_events.complaint: _S.COMPLAINED}
+    assert db.session.execute(there).scalar_one() is suppressed.get(make, _S.ACTIVE)
+
+    event["mail"]["tags"]["delivery"] = [Recipient(line.id, "", product_id).tag]
+    event["mail"]["messageId"] = "0100-of-this-one"
+    take(json.dumps(event))
+
+    assert only(broadcast_id).message_id == "0100-of-this-one"
 
 
 def test_feedback_never_goes_back() -> None:

@@ -660,6 +660,32 @@ def test_address_after_address_refused_is_not_blamed_on_the_addresses(scripted: 
     assert "one address after another" in (figures.reason or "")
 
 
+def test_bad_addresses_in_a_row_do_not_stop_a_broadcast_for_good(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = set(factories.register(8))
+    factories.register(30)
+    broadcast_id = factories.start_broadcast()
+    monkeypatch.setattr(flow, "APART_SECONDS", 0.0)
+    mailer.largest = 50
+
+    def refuse(recipients: Sequence[Recipient]) -> list[Outcome]:
+        """Answer as the SES mailer does when a bulk call holds a bad address."""
+        first = [Outcome(Verdict.REFUSED) if one.address in bad else ACCEPTED for one in recipients[:5]]
+        if not bad.intersection(one.address for one in recipients):
+            return [ACCEPTED] * len(recipients)
+        return first + [Outcome(Verdict.APART)] * len(recipients[5:])
+
+    mailer.script = [refuse] * 40
+    for _ in range(3):
+        work(scripted)
+        if progress(broadcast_id).status is BroadcastStatus.PAUSED:
+            commit(broadcasts.resume, broadcast_id)
+
+    figures = progress(broadcast_id)
+    assert (figures.status, figures.sent, figures.failed) == (BroadcastStatus.SENT, 30, 8)
+
+
 def test_a_call_is_measured_by_the_clock_and_by_the_processor(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(1)
     factories.start_broadcast()

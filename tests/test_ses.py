@@ -443,12 +443,14 @@ def test_one_bad_address_in_a_bulk_call_costs_nobody_else_the_notice(
     assert fake.addresses == ["ann@example.org", "cid@example.org"]
 
 
-def test_when_address_after_address_is_refused_the_addresses_are_not_to_blame(mailer: SesMailer, fake: SesFake) -> None:
+def test_when_address_after_address_is_refused_the_rest_waits_for_the_sender_to_judge(
+    mailer: SesMailer, fake: SesFake
+) -> None:
     fake.usual = Answer(accept=False, status=400, code="BadRequestException", text="Missing final '@domain'")
 
     outcomes = mailer.send(MESSAGE, [Recipient(number, f"clinic-{number}@example.org") for number in range(20)])
 
-    assert verdicts(outcomes) == [Verdict.HELD] * 20
+    assert verdicts(outcomes) == [Verdict.REFUSED] * 5 + [Verdict.APART] * 15
     assert len(fake.calls) == 6
 
 

@@ -44,6 +44,14 @@ class Recipient(NamedTuple):
     address: str
     product_id: uuid.UUID | None = None
 
+    @property
+    def tag(self) -> str:
+        """What the mail service's events carry back: the delivery, and by the beginning of the product id whose it is.
+
+        A database that was restored numbers other deliveries alike.
+        """
+        return str(self.delivery_id) + (f"-{self.product_id.hex[:8]}" if self.product_id else "")
+
 
 @dataclass(frozen=True)
 class Account:

@@ -58,7 +58,7 @@ ONE_BY_ONE_SECONDS = 0.5
 LARGEST_DATA = 262_144
 """Of the data of a template, as JSON: https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_Template.html"""
 SUSPICIOUS = 5
-"""So many addresses refused one after another are not to blame: the sender or the message is."""
+"""So many addresses refused at the beginning are perhaps not to blame: whoever called is to see that first."""
 CALLS_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ _LINK = secrets.token_hex()
 _OF_ONE = ',"Headers":%s}},"Destination":{"ToAddresses":[%s]},"EmailTags":%s}'
 """How the JSON of a call with one recipient ends."""
 _ENTRY = (
-    '{"Destination":{"ToAddresses":[%s]},"ReplacementTags":[{"Name":"delivery","Value":"%d"},'
+    '{"Destination":{"ToAddresses":[%s]},"ReplacementTags":[{"Name":"delivery","Value":"%s"},'
     + json.dumps(_FEEDBACK_ID)
     + "]%s}"
 )
@@ -291,7 +291,7 @@ class SesMailer:
         while len(outcomes) < len(recipients) and time.monotonic() < end:
             outcomes += self.send(message, [recipients[len(outcomes)]])
             if len(outcomes) == SUSPICIOUS and {outcome.verdict for outcome in outcomes} == {Verdict.REFUSED}:
-                return [_outcome(_NOT_UNDERSTOOD)] * len(recipients)
+                break
         return outcomes + [Outcome(Verdict.APART)] * (len(recipients) - len(outcomes))
 
     def _send_one(self, message: Message, recipient: Recipient) -> Outcome:
@@ -322,7 +322,7 @@ class SesMailer:
         if recipient.product_id is not None:
             link = json.dumps(self.letterhead.link(recipient.product_id))
             own = _OWN % (json.dumps(f'{{"link":{link}}}'), f'"<{link[1:-1]}>"')
-        return _ENTRY % (json.dumps(recipient.address), recipient.delivery_id, own)
+        return _ENTRY % (json.dumps(recipient.address), recipient.tag, own)
 
 
 def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
@@ -435,7 +435,7 @@ def _outcome(judgement: tuple[Verdict, str]) -> Outcome:
 
 def _tags(recipient: Recipient) -> Any:
     """Return the tag that SES events carry back in `mail.tags`, and the one that becomes a header."""
-    return [{"Name": "delivery", "Value": str(recipient.delivery_id)}, _FEEDBACK_ID]
+    return [{"Name": "delivery", "Value": recipient.tag}, _FEEDBACK_ID]
 
 
 def _headers(headers: Mapping[str, str]) -> Any:
