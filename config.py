@@ -27,7 +27,8 @@ SHORTEST_PIN = 8
 WEB_THREADS = 12
 """Threads of one gunicorn worker."""
 WEB_CONNECTIONS = 8
-"""Connections in each of its two pools: fewer, because registrations share one and a broadcast that waits has none."""
+"""Connections in each of its two larger pools: fewer, because registrations share the one of the third and a broadcast
+that waits has none."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _HOST_AND_PORT = re.compile(r"([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -147,7 +148,10 @@ class Config:
     )
     OUTBOX_DIRECTORY: str = setting("var/outbox", "Where MAILER=outbox puts its files.")
     BROADCAST_WAIT_SECONDS: float = setting(
-        45.0, "How long a broadcast request waits for its end before it answers 202; 0 to answer at once.", minimum=0.0
+        45.0,
+        "How long a broadcast request waits for its end before it answers 202, at most 50; 0 to answer at once.",
+        minimum=0.0,
+        maximum=50.0,
     )
     IP_RETENTION_DAYS: int = setting(
         90,

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger, messages, registrations
+from registration.audiences import EVERYBODY, Audience
 from registration.db import engine_options
-from registration.ledger import EVERYBODY, Audience
 from registration.versions import parse_range, sort_key
 from tests import mariadb
 

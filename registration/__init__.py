@@ -75,7 +75,7 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
             for engine in db.engines.values():
                 fail_fast(engine)
     Migrate(application, db, directory=str(MIGRATIONS))
-    application.extensions["schema_heads"] = ScriptDirectory(str(MIGRATIONS)).get_heads()
+    application.extensions["migrations"] = ScriptDirectory(str(MIGRATIONS))
     request_log.init_app(application)
     headers.init_app(application)
     errors.init_app(application)

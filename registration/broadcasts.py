@@ -14,10 +14,10 @@ from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from . import ledger, pacing
+from . import audiences, ledger, pacing
+from .audiences import EVERYBODY, Audience
 from .db import rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
-from .ledger import EVERYBODY, Audience
 from .messages import Message
 from .models import Broadcast, BroadcastRequest, BroadcastStatus, DeliveryStatus, Registration, RegistrationStatus
 
@@ -131,19 +131,19 @@ def start(
 
 def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rate_limit: float = math.inf) -> Forecast:
     """Return what a broadcast that started now would be; `rate_limit` is the operator's own."""
-    place = literal(ledger.IN_RANGE) if whom.versions is None else ledger.place(whom)
+    place = literal(audiences.IN_RANGE) if whom.versions is None else audiences.place(whom)
     groups = select(Registration.status, place.label("place"), func.count()).group_by(Registration.status, "place")
     found: Counter[Any] = Counter()
-    for after, up_to in ledger.windows(*_window(session)):
+    for after, up_to in audiences.windows(*_window(session)):
         for status, placed, number in session.execute(groups.where(Registration.id > after, Registration.id <= up_to)):
             found[placed if status == _ACTIVE else status] += number
-    recipients = found[ledger.IN_RANGE] + (found[ledger.UNKNOWN_VERSION] if whom.include_unknown else 0)
+    recipients = found[audiences.IN_RANGE] + (found[audiences.UNKNOWN_VERSION] if whom.include_unknown else 0)
     known = pacing.is_account_known(session)
     return Forecast(
         recipients=recipients,
-        in_range=found[ledger.IN_RANGE],
-        unknown=found[ledger.UNKNOWN_VERSION],
-        outside=found[ledger.OUTSIDE],
+        in_range=found[audiences.IN_RANGE],
+        unknown=found[audiences.UNKNOWN_VERSION],
+        outside=found[audiences.OUTSIDE],
         opted_out=found[RegistrationStatus.OPTED_OUT],
         suppressed=found[RegistrationStatus.BOUNCED] + found[RegistrationStatus.COMPLAINED],
         unconfirmed=found[RegistrationStatus.UNCONFIRMED],
@@ -159,7 +159,7 @@ def _window(session: Session) -> tuple[int, int]:
 
 def _insert(session: Session, message: Message, now: datetime, *, whom: Audience, urgent: bool) -> int:
     begin, end = _window(session)
-    recipients = ledger.count(session, whom, begin, end)
+    recipients = audiences.count(session, whom, begin, end)
     broadcast = Broadcast(
         title=message.subject,
         contents=message.text,

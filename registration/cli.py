@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import click
@@ -14,11 +15,11 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import broadcasts, feedback, figures, ledger, messages, pacing, terminal
+from . import audiences, broadcasts, feedback, figures, messages, pacing, terminal
+from .audiences import Audience
 from .broadcasts import Forecast, Progress
-from .db import db
+from .db import commit_step, db
 from .errors import RegistrationError, RepeatedBroadcastException
-from .ledger import Audience
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.2
@@ -70,7 +71,7 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--versions", metavar="RANGE", help='Only to these versions, such as "<7.0.3.1" or ">=6.0.0,<7.0.2".')
 @click.option(
     "--unknown",
-    type=click.Choice(ledger.UNKNOWN),
+    type=click.Choice(audiences.UNKNOWN_CHOICES),
     default="include",
     show_default=True,
     help="Whether it also goes to those whose version is unknown.",
@@ -97,7 +98,7 @@ def send(
     Ctrl-C ends the showing, not the broadcast.
     """
     oldest = timedelta(days=current_app.config["INSTALLATION_MAX_AGE_DAYS"])
-    whom = ledger.audience_of(versions, unknown, oldest, _now())
+    whom = audiences.asked_for(versions, unknown, oldest, _now())
     html = _read(html_file, ask=False) if html_file else None
     message = messages.compose(title, _read(file, ask=not yes and not dry_run), html)
     if dry_run:
@@ -153,16 +154,16 @@ def show(broadcast_id: int, *, follow: bool, as_json: bool) -> None:
 @_id
 def pause(broadcast_id: int) -> None:
     """Let a broadcast rest until somebody resumes it."""
-    broadcasts.pause(db.session(), broadcast_id)
-    _commit_and_tell(broadcast_id)
+    commit_step(lambda session: broadcasts.pause(session, broadcast_id))
+    _tell(broadcast_id)
 
 
 @broadcast.command()
 @_id
 def resume(broadcast_id: int) -> None:
     """Let a paused broadcast go on."""
-    broadcasts.resume(db.session(), broadcast_id)
-    _commit_and_tell(broadcast_id)
+    commit_step(lambda session: broadcasts.resume(session, broadcast_id))
+    _tell(broadcast_id)
 
 
 @broadcast.command()
@@ -172,19 +173,18 @@ def cancel(broadcast_id: int, *, yes: bool) -> None:
     """End a broadcast; who has not got it yet does not get it."""
     if not yes:
         click.confirm(f"{terminal.state(_progress(broadcast_id))} Cancel it?", abort=True)
-    broadcasts.cancel(db.session(), broadcast_id)
-    _commit_and_tell(broadcast_id)
+    commit_step(lambda session: broadcasts.cancel(session, broadcast_id))
+    _tell(broadcast_id)
 
 
 @broadcast.command()
 @_id
 def retry(broadcast_id: int) -> None:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
-    asked_at, begun = _now(), False
-    while broadcasts.retry(db.session(), broadcast_id, asked_at, begun=begun):
-        db.session.commit()
+    step, begun = partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()), False
+    while commit_step(partial(step, begun=begun)):
         begun = True
-    _commit_and_tell(broadcast_id)
+    _tell(broadcast_id)
 
 
 def _read(file: str, *, ask: bool) -> str:
@@ -203,8 +203,7 @@ def _forecast(whom: Audience) -> Forecast:
     return forecast
 
 
-def _commit_and_tell(broadcast_id: int) -> None:
-    db.session.commit()
+def _tell(broadcast_id: int) -> None:
     _wake()
     click.echo(terminal.details(_progress(broadcast_id), _now()))
 

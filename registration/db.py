@@ -40,7 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -56,6 +56,7 @@ REFUSED_SECONDS = 0.5
 """After a quicker failure, nobody tries for a moment: getting ready for TLS is 45 ms of work for each connection."""
 LOCK_SECONDS = 3
 CLOCK_QUESTIONS = 8
+TRIES = 3
 
 Result = TypeVar("Result")
 
@@ -167,6 +168,19 @@ def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
             raise
     with engine.connect() as connection:
         return work(connection)
+
+
+def commit_step(step: Callable[[Session], Result], tries: int = TRIES) -> Result:
+    """Take one step in `db.session` and commit it; again when the database had to choose between it and another."""
+    try:
+        done = step(db.session())
+        db.session.commit()
+    except OperationalError as error:
+        db.session.rollback()
+        if tries == 1 or not is_deadlock(error):
+            raise
+        return commit_step(step, tries - 1)
+    return done
 
 
 def clock_offset(session: Session) -> timedelta:

@@ -6,7 +6,7 @@ When a broadcast has ended, recipients = sent + failed + skipped + cancelled. do
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -19,22 +19,21 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    false,
     func,
     insert,
     literal,
-    or_,
     select,
     text,
     update,
 )
 from sqlalchemy.orm import Session
 
+from . import audiences
+from .audiences import Audience
 from .db import UtcDateTime, rows_matched
-from .errors import InvalidVersionRangeException
 from .mailers import Outcome, Recipient, Verdict
-from .models import Broadcast, Delivery, DeliveryStatus, Feedback, Installation, Registration, RegistrationStatus
-from .versions import Range, parse_range
+from .models import Broadcast, Delivery, DeliveryStatus, Feedback, Registration, RegistrationStatus
+from .versions import parse_range
 
 LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
@@ -42,8 +41,6 @@ MOST_ATTEMPTS = 5
 """Calls with an unknown outcome before a delivery counts as failed."""
 IDS_AT_ONCE = 2_000
 """Registrations that one transaction of `fill` goes through."""
-COUNTED_AT_ONCE = 100_000
-"""Registrations that one statement counts by their versions: of all in one, it could last longer than one may."""
 ROWS_AT_ONCE = 2_000
 """Deliveries that one transaction changes when it is not about a batch."""
 
@@ -69,46 +66,9 @@ FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)
 """The statuses in which a delivery ends; a person may queue failed and cancelled ones again."""
 UNSETTLED = (_S.QUEUED, _S.SENDING)
 
-UNKNOWN = ("include", "exclude")
-"""What may be asked for with those whose version is unknown."""
-
-OUTSIDE, UNKNOWN_VERSION, IN_RANGE = range(3)
-"""Where a registration's installations are, seen from a range of versions; of several the highest counts."""
-
 _RECENT = 500
 _UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
 _INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
-
-
-@dataclass(frozen=True)
-class Audience:
-    """Whom a broadcast is for: everybody, or those with an installation in a range of versions.
-
-    An installation last seen before `seen_since` counts as if it had never been reported. Whose version is unknown,
-    because there is no installation or one whose version cannot be read, is in it if `include_unknown`.
-    """
-
-    versions: Range | None = None
-    include_unknown: bool = True
-    seen_since: datetime | None = None
-
-
-EVERYBODY = Audience()
-
-
-def audience_of(versions: str | None, unknown: str, oldest: timedelta, now: datetime) -> Audience:
-    """Return whom a broadcast is for that is asked for in words.
-
-    `unknown` is `include` or `exclude`; an installation not seen for longer than `oldest` counts as never reported,
-    zero for no such limit. Raises InvalidVersionRangeException.
-    """
-    if unknown not in UNKNOWN:
-        raise InvalidVersionRangeException("`unknown` must be include or exclude.")
-    if versions is None and unknown == "exclude":
-        raise InvalidVersionRangeException("`unknown=exclude` needs `versions`, such as <7.0.3.1.")
-    if versions is None:
-        return EVERYBODY
-    return Audience(parse_range(versions), unknown == "include", now - oldest if oldest else None)
 
 
 @dataclass(frozen=True)
@@ -144,45 +104,6 @@ def next_status(verdict: Verdict | None, attempts: int) -> DeliveryStatus:
     return _AFTER[verdict]
 
 
-def audience(whom: Audience, after: int, up_to: int) -> ColumnElement[bool]:
-    """Return the condition for the registrations in a window of ids that a broadcast is for."""
-    active = and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
-    return active if whom.versions is None else and_(active, _has_version(whom))
-
-
-def _has_version(whom: Audience) -> ColumnElement[bool]:
-    return place(whom) >= (UNKNOWN_VERSION if whom.include_unknown else IN_RANGE)
-
-
-def place(whom: Audience) -> ColumnElement[int]:
-    """Return where a registration is: IN_RANGE with one of its installations, else UNKNOWN_VERSION, or OUTSIDE.
-
-    One installation whose version cannot be read is enough to be unknown: it may be the one that a notice concerns.
-    One look-up in the index of a registration's installations answers all three. An EXISTS for each would be two,
-    and the database may turn an EXISTS into a join with the whole table.
-    """
-    theirs = [Installation.registration_id == Registration.id]
-    if whom.seen_since is not None:
-        theirs.append(Installation.last_seen_at >= whom.seen_since)
-    intervals = whom.versions.intervals if whom.versions else ()
-    inside = or_(false(), *(Installation.version_key.between(first, last) for first, last in intervals))
-    unreadable = Installation.version_key.is_(None)
-    best = select(func.max(case((inside, IN_RANGE), (unreadable, UNKNOWN_VERSION), else_=OUTSIDE))).where(*theirs)
-    return func.coalesce(best.correlate(Registration).scalar_subquery(), UNKNOWN_VERSION)
-
-
-def windows(begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the windows of ids, after and up to, in which registrations are counted."""
-    for after in range(begin, end, COUNTED_AT_ONCE):
-        yield after, min(after + COUNTED_AT_ONCE, end)
-
-
-def count(session: Session, whom: Audience, begin: int, end: int) -> int:
-    """Return how many registrations in a window of ids a broadcast is for."""
-    number = select(func.count()).select_from(Registration)
-    return sum(session.execute(number.where(audience(whom, *window))).scalar_one() for window in windows(begin, end))
-
-
 def fill(session: Session, broadcast_id: int) -> bool:
     """Write the next chunk of the ledger, unless another sender is at it; return whether this call wrote one.
 
@@ -207,7 +128,7 @@ def fill(session: Session, broadcast_id: int) -> bool:
     whom = Audience(versions, include_unknown=position.include_unknown, seen_since=position.seen_since)
     columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
     lines = select(literal(broadcast_id), Registration.id, literal(_S.QUEUED.value), literal(0))
-    session.execute(insert(Delivery).from_select(columns, lines.where(audience(whom, after, up_to))))
+    session.execute(insert(Delivery).from_select(columns, lines.where(audiences.contains(whom, after, up_to))))
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import threading
 import time
@@ -13,12 +12,13 @@ from limits.storage import RedisStorage, Storage
 from limits.strategies import FixedWindowRateLimiter
 
 from .errors import TooManyRegistrationsException
+from .networks import network_of
 
 STORAGE_SECONDS = 0.2
 """What a shared storage may take; a request waits for it."""
 AWAY_SECONDS = 10.0
 """After a failure of the shared storage nobody asks it for so long; each process counts for itself meanwhile."""
-PREFIXES = {4: 24, 6: 56}
+PREFIXES = {"ipv4": 24, "ipv6": 56}
 """What belongs to one clinic: an office's IPv4 network, and what a provider gives one site of IPv6 (RFC 6177)."""
 
 log = logging.getLogger(__name__)
@@ -111,22 +111,11 @@ class Limits:
         if self._altogether is not None and not limiter.test(self._altogether):
             raise _refusal(limiter, self._altogether)
         if self._per_network is not None:
-            network = network_of(ip_address)
+            network = network_of(ip_address, **PREFIXES)
             if not limiter.hit(self._per_network, network):
                 raise _refusal(limiter, self._per_network, network)
         if self._altogether is not None and not limiter.hit(self._altogether):
             raise _refusal(limiter, self._altogether)
-
-
-def network_of(ip_address: str | None) -> str:
-    """Return the network that an address is counted with; all unknown ones are counted together."""
-    if ip_address is None:
-        return "unknown"
-    address = ipaddress.ip_address(ip_address)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    host_bits = address.max_prefixlen - PREFIXES[address.version]
-    return f"{address.version}-{int(address) >> host_bits:x}"
 
 
 def _refusal(limiter: FixedWindowRateLimiter, item: RateLimitItem, *names: str) -> TooManyRegistrationsException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -12,12 +11,13 @@ from sqlalchemy.orm import Session
 
 from .errors import InvalidSecretPinException, TooManyAttemptsException
 from .models import WrongPin
+from .networks import network_of
 
 WINDOW = timedelta(minutes=15)
 MOST_FROM_ONE, MOST_ALTOGETHER = 10, 100
 """Wrong pins within the window, from one network and altogether, after which there is no other try."""
-_SITE_PREFIX = 64
-"""What one subscriber has of IPv6; from there a new address for every try costs nothing (RFC 6177)."""
+PREFIXES = {"ipv4": 32, "ipv6": 48}
+"""As much of IPv6 as one site may have (RFC 6177): a new network for every try costs nothing there."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def admit(connection: Connection, given: bytes, expected: bytes, *, ip_address: 
     """
     if not given:
         raise InvalidSecretPinException
-    network = network_of(ip_address)
+    network = network_of(ip_address, **PREFIXES)
     before = _tally(connection, network, now, true())
     if before.from_one >= (MOST_FROM_ONE if before.altogether < MOST_ALTOGETHER else 1):
         raise TooManyAttemptsException(retry_after=_wait(connection, network, now))
@@ -56,26 +56,14 @@ def forget(session: Session, now: datetime) -> None:
     session.execute(delete(WrongPin).where(WrongPin.created_at <= now - WINDOW))
 
 
-def network_of(ip_address: str | None) -> str | None:
-    """Return the network that an address is counted with: an IPv4 address itself, of an IPv6 address its /64."""
-    if ip_address is None:
-        return None
-    address = ipaddress.ip_address(ip_address)
-    if address.version == 4:
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((int(address), _SITE_PREFIX), strict=False))
-
-
-def _tally(connection: Connection, network: str | None, now: datetime, those: ColumnElement[bool]) -> _Tally:
+def _tally(connection: Connection, network: str, now: datetime, those: ColumnElement[bool]) -> _Tally:
     from_one = func.coalesce(func.sum(case((WrongPin.ip_address == network, 1), else_=0)), 0)
     recent = select(from_one, func.count()).where(WrongPin.created_at > now - WINDOW, those)
     found = connection.execute(recent).one()
     return _Tally(int(found[0]), found[1])
 
 
-def _wait(connection: Connection, network: str | None, now: datetime) -> timedelta:
+def _wait(connection: Connection, network: str, now: datetime) -> timedelta:
     """Return how long until the network may try again if nobody gives another wrong pin."""
     of_one = WrongPin.ip_address == network
     tenth = _time_of(connection, of_one, MOST_FROM_ONE, now)

@@ -33,6 +33,8 @@ Row = dict[str, Any]
 Who = uuid.UUID | Address
 """A registration, by its product id or its address."""
 
+MOST_INSTALLATIONS = 100
+"""Of one registration; what was seen longest ago is forgotten. Anybody can report any text for any address."""
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
@@ -206,6 +208,12 @@ def _remember(connection: Connection, address: Address, report: InstallationRepo
         connection.execute(first_seen)
     except IntegrityError:
         connection.execute(update(Installation).filter_by(**identity).values(last_seen_at=now))
+        return
+    theirs = select(Installation.id).where(Installation.registration_id == registration_id)
+    newest_first = theirs.order_by(Installation.last_seen_at.desc(), Installation.id.desc())
+    too_many = connection.execute(newest_first.offset(MOST_INSTALLATIONS).limit(_IDS_AT_ONCE)).scalars().all()
+    if too_many:
+        connection.execute(delete(Installation).where(Installation.id.in_(too_many)))
 
 
 def status_of(session: Session, who: Who) -> RegistrationStatus | None:

@@ -20,7 +20,7 @@ import click
 from flask import current_app
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import addresses, registrations, transfers
+from . import addresses, registrations, spreadsheets, transfers
 from .addresses import Address
 from .cli import Group
 from .db import db
@@ -99,7 +99,7 @@ def export(file: IO[str], form: str) -> None:
         lines = transfers.lines_of(db.session(), window)
         db.session.rollback()
         if form == "csv":
-            writer.writerows([transfers.guard(cell) for cell in line] for line in lines)
+            writer.writerows([spreadsheets.guard(cell) for cell in line] for line in lines)
         else:
             file.writelines(json.dumps(dict(zip(COLUMNS, line, strict=True))) + "\n" for line in lines)
 
@@ -171,7 +171,7 @@ def _rows(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
         elif cells:
             while len(names) < len(cells) <= width and not cells[-1].strip():
                 cells.pop()
-            yield number, _wrong(cells, len(names)) or dict(zip(names, map(transfers.unguard, cells), strict=True))
+            yield number, _wrong(cells, len(names)) or dict(zip(names, map(spreadsheets.unguard, cells), strict=True))
 
 
 def _heading(line: str) -> tuple[list[str], int]:

@@ -31,7 +31,6 @@ COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "stat
 """What a line may have; of these only `email` it must have. An IP address is neither taken nor given."""
 LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
-LONGEST_VERSION = 64
 OFF = {
     RegistrationStatus.BOUNCED: (RegistrationStatus.ACTIVE,),
     RegistrationStatus.COMPLAINED: feedback.MAY_BECOME[RegistrationStatus.COMPLAINED],
@@ -44,10 +43,6 @@ OFF = {
 """The statuses that take an address off, with those that each may follow. Who bounced is active again by registering,
 so an opt-out or a complaint counts from there too."""
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
-
-_GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
-"""How a cell begins that a spreadsheet would calculate, or that could be taken for a guarded one:
-https://owasp.org/www-community/attacks/CSV_Injection"""
 
 IsErased = Callable[[Session, Sequence[str]], set[str]]
 """Returns which of some keys of addresses were erased."""
@@ -102,8 +97,8 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
     except InvalidEmailException as error:
         raise RefusedLineError(str(error)) from error
     for name in ("version", "distribution"):
-        if len(texts[name]) > LONGEST_VERSION or not texts[name].isprintable():
-            raise RefusedLineError(f"The {name} is longer than {LONGEST_VERSION} characters or not printable.")
+        if len(texts[name]) > versions.LONGEST_VERSION or not texts[name].isprintable():
+            raise RefusedLineError(f"The {name} is longer than {versions.LONGEST_VERSION} characters or not printable.")
     if (status := texts["status"].lower() or RegistrationStatus.ACTIVE.value) not in STATUSES:
         raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
     try:
@@ -187,16 +182,6 @@ def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
     those = lines.where(*ids, Registration.status != RegistrationStatus.ERASED)
     rows = session.execute(those.order_by(Registration.id, Installation.id))
     return [tuple(_plain(value) or "" for value in row) for row in rows]
-
-
-def guard(cell: str) -> str:
-    """Return a cell that a spreadsheet shows instead of calculating it."""
-    return f"'{cell}" if cell.startswith(_GUARDED) else cell
-
-
-def unguard(cell: str) -> str:
-    """Return what `guard` was given."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_GUARDED) else cell
 
 
 def take_off(session: Session, keys: Collection[str], status: RegistrationStatus) -> int:

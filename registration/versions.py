@@ -9,7 +9,8 @@ from functools import reduce
 
 from .errors import InvalidVersionRangeException
 
-LONGEST_RANGE = 200
+LONGEST_VERSION, LONGEST_RANGE = 64, 200
+"""Characters; of a distribution as many as of a version."""
 
 _LIMIT, _NUMBERS = 10_000, 4
 _LARGEST_KEY = 2**63 - 1

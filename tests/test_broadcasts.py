@@ -14,10 +14,10 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger, messages, pacing
+from registration.audiences import Audience
 from registration.broadcasts import Progress, Work
 from registration.db import db
 from registration.errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
-from registration.ledger import Audience
 from registration.mailers import Account
 from registration.models import (
     Broadcast,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from alembic.script import ScriptDirectory
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from werkzeug.test import TestResponse
 
+from registration import MIGRATIONS
+
 from . import mariadb
+from .test_migrations import without_the_last
 
 
 def assert_not_ready(response: TestResponse) -> None:
@@ -41,14 +45,24 @@ def test_a_process_is_not_ready_for_a_database_without_tables_until_it_is_migrat
     assert client.get("/ready").status_code == 200
 
 
-@pytest.mark.parametrize("heads", [["0005"], ["0003", "0004"]])
 def test_a_process_is_not_ready_for_a_schema_older_than_its_own(
-    application: Flask, client: FlaskClient, heads: list[str]
+    application: Flask, client: FlaskClient, tmp_path: Path
 ) -> None:
-    application.extensions["schema_heads"] = heads
+    migrations = Path(shutil.copytree(MIGRATIONS, tmp_path / "migrations"))
+    (last,) = ScriptDirectory(str(MIGRATIONS)).get_heads()
+    (migrations / "versions" / "next.py").write_text(f'revision, down_revision = "next", "{last}"\n')
+    application.extensions["migrations"] = ScriptDirectory(str(migrations))
 
     assert_not_ready(client.get("/ready"))
     assert client.get("/health").status_code == 200
+
+
+def test_a_process_is_ready_for_a_schema_newer_than_its_own(
+    application: Flask, client: FlaskClient, tmp_path: Path
+) -> None:
+    application.extensions["migrations"] = ScriptDirectory(str(without_the_last(tmp_path)))
+
+    assert client.get("/ready").status_code == 200
 
 
 def test_a_process_without_its_database_is_up_but_not_ready(make_application: Callable[[str], Flask]) -> None:

@@ -135,7 +135,8 @@ def test_the_wait_ends_when_there_are_fewer_than_a_hundred_or_the_own_ones_are_f
     ("address", "other", "same"),
     [
         ("2001:db8::1", "2001:db8::ffff:0:0:1", True),
-        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", True),
+        ("2001:db8:1::1", "2001:db8:2::1", False),
         ("192.0.2.1", "192.0.2.2", False),
         ("::ffff:192.0.2.1", "192.0.2.1", True),
         ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),

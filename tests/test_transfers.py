@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -17,7 +15,7 @@ from sqlalchemy.orm import Session
 from registration import addresses, registrations, transfers
 from registration.db import db
 from registration.models import RegistrationStatus, Variation
-from registration.transfers import RefusedLineError, guard, unguard
+from registration.transfers import RefusedLineError
 
 from . import factories
 
@@ -70,12 +68,6 @@ def test_another_variation_of_a_mailbox_that_was_taken_in_is_asked_when_it_regis
         noted = db.session.execute(select(Variation.mailbox, Variation.email_key)).all()
         assert noted == [("ann@example.org", "ann+clinic@example.org")]
         assert registrations.status_of(db.session(), address) is RegistrationStatus.UNCONFIRMED
-
-
-@given(st.text(st.sampled_from("=+-@'\t\rab")))
-def test_a_guarded_cell_is_no_formula_and_comes_back_as_it_was(cell: str) -> None:
-    assert not guard(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
-    assert unguard(guard(cell)) == cell
 
 
 def test_the_remembered_count_does_not_move_while_lines_are_taken_in(application: Flask) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from alembic import context
 from flask import current_app
 from sqlalchemy import Connection, NullPool, create_engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
+
+log = logging.getLogger("registration.migrations")
 
 db = current_app.extensions["migrate"].db
 
@@ -39,4 +42,9 @@ with engine.connect() as connection:
         transactional_ddl=is_sqlite,
     )
     with context.begin_transaction():
-        context.run_migrations()
+        known = {script.revision for script in context.script.walk_revisions()}
+        if newer := set(context.get_context().get_current_heads()) - known:
+            # This is an earlier version, to which somebody went back. A migration suits the version before it.
+            log.warning("the database has a newer schema, which stays", extra={"revisions": sorted(newer)})
+        else:
+            context.run_migrations()

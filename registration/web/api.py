@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
-from .. import addresses, registrations
+from .. import addresses, registrations, versions
 from ..db import autocommit
 from ..errors import InvalidEmailException
 from ..registrations import InstallationReport
@@ -17,8 +17,6 @@ from . import access
 from .fields import Fields
 
 bp = Blueprint("api", __name__, url_prefix="/api/registration")
-
-LONGEST_VERSION = 64
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def _installation(fields: Fields) -> InstallationReport | None:
     names = [name for name in ("version", "distribution") if name in fields]
     if not names:
         return None
-    texts = {name: fields.optional_text(name, LONGEST_VERSION) for name in names}
+    texts = {name: fields.optional_text(name, versions.LONGEST_VERSION) for name in names}
     for name, text in texts.items():
         if text is None:
             log.warning("a field was ignored: too long or not printable", extra={"field": name})

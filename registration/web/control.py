@@ -12,18 +12,17 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from .. import addresses, broadcasts, feedback, figures, ledger, messages, trials
-from ..db import db, is_deadlock
+from .. import addresses, audiences, broadcasts, feedback, figures, messages, trials
+from ..audiences import Audience
+from ..db import commit_step, db
 from ..errors import (
     InvalidEmailMessageException,
     InvalidIdempotencyKeyException,
     InvalidQueryException,
     RepeatedBroadcastException,
 )
-from ..ledger import Audience
 from ..messages import Message
 from ..models import BroadcastStatus
 from . import access
@@ -36,7 +35,6 @@ POLL_SECONDS = 0.05
 PAGE, LARGEST_PAGE = 20, 100
 LONGEST_KEY = 255
 FIELDS = ("secretPin", "title", "contents", "html", "versions", "unknown", "dry_run", "test", "urgent", "resend")
-TRIES = 3
 _ONE = f"/<int(max={LARGEST_ID}):broadcast_id>"
 
 log = logging.getLogger(__name__)
@@ -121,7 +119,7 @@ def cancel(broadcast_id: int) -> ResponseReturnValue:
 def retry(broadcast_id: int) -> ResponseReturnValue:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
     step, begun = partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()), False
-    while _step(partial(step, begun=begun)):
+    while commit_step(partial(step, begun=begun)):
         begun = True
     return _steer(broadcasts.status_of, broadcast_id)
 
@@ -130,7 +128,7 @@ def _audience(fields: Fields) -> Audience:
     versions = fields.text("versions") if "versions" in fields else None
     unknown = fields.text("unknown").strip().lower() if "unknown" in fields else "include"
     oldest = timedelta(days=current_app.config["INSTALLATION_MAX_AGE_DAYS"])
-    return ledger.audience_of(versions, unknown, oldest, _now())
+    return audiences.asked_for(versions, unknown, oldest, _now())
 
 
 def _idempotency_key() -> str | None:
@@ -151,23 +149,10 @@ def _send_test(message: Message, address: str) -> ResponseReturnValue:
 
 def _steer(step: Callable[[Session, int], Any], broadcast_id: int) -> ResponseReturnValue:
     """Take one step, and tell what came of it."""
-    _step(lambda session: step(session, broadcast_id))
+    commit_step(lambda session: step(session, broadcast_id))
     log.info("somebody steered a broadcast", extra={"broadcast": broadcast_id, "call": request.endpoint})
     current_app.extensions["wake"]()
     return _figures(broadcast_id)
-
-
-def _step(step: Callable[[Session], Any], tries: int = TRIES) -> Any:
-    """Take one step and commit it; again when the database had to choose between it and a sender."""
-    try:
-        done = step(db.session())
-        db.session.commit()
-    except OperationalError as error:
-        db.session.rollback()
-        if tries == 1 or not is_deadlock(error):
-            raise
-        return _step(step, tries - 1)
-    return done
 
 
 def _answer(started: dict[str, Any], **extra: bool) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from flask import Blueprint, Response, request, stream_with_context, url_for
 from flask.typing import ResponseReturnValue
 
-from .. import broadcasts, ledger
+from .. import broadcasts, ledger, spreadsheets
 from ..db import db
 from ..errors import InvalidQueryException
 from ..figures import iso
@@ -23,8 +23,6 @@ bp = Blueprint("deliveries", __name__, url_prefix="/api/registration/broadcast")
 LARGEST_PAGE = 1000
 COLUMNS = ("recipient", "status", "reason", "attempts", "settledAt", "messageId", "feedback")
 FORMATS = ("json", "csv")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would calculate: https://owasp.org/www-community/attacks/CSV_Injection"""
 
 
 @bp.get(f"/<int(max={LARGEST_ID}):broadcast_id>/deliveries")
@@ -75,7 +73,9 @@ def _csv_chunks(broadcast_id: int, status: DeliveryStatus | None, after: int) ->
     while lines := ledger.lines(db.session(), broadcast_id, status=status, after=after, limit=LARGEST_PAGE):
         db.session.rollback()
         after = lines[-1].position
-        yield _csv_text([_harmless(cell) for cell in _cells(line)] for line in lines)
+        yield _csv_text(
+            [spreadsheets.guard(cell) if isinstance(cell, str) else cell for cell in _cells(line)] for line in lines
+        )
 
 
 def _csv_text(rows: Iterable[Iterable[object]]) -> str:
@@ -87,8 +87,3 @@ def _csv_text(rows: Iterable[Iterable[object]]) -> str:
 def _cells(line: Line) -> tuple[str | int | None, ...]:
     settled_at = iso(line.settled_at)
     return line.recipient, line.status, line.reason, line.attempts, settled_at, line.message_id, line.feedback
-
-
-def _harmless(cell: str | int | None) -> str | int | None:
-    """Return a cell that a spreadsheet shows instead of calculating it."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from flask import Blueprint, current_app
 from flask.typing import ResponseReturnValue
 
@@ -23,10 +24,15 @@ def health() -> ResponseReturnValue:
 @bp.get("/ready")
 @access.public
 def ready() -> ResponseReturnValue:
-    """Answer that the database is there and its schema is the one this version needs."""
+    """Answer that the database is there and its schema is the one this version needs, or a newer one.
+
+    During a deployment the version before is still serving when the new one has migrated the database.
+    """
     with autocommit() as connection:
-        heads = MigrationContext.configure(connection).get_current_heads()
-    if set(heads) == set(current_app.extensions["schema_heads"]):
+        revisions = set(MigrationContext.configure(connection).get_current_heads())
+    migrations: ScriptDirectory = current_app.extensions["migrations"]
+    known = {script.revision for script in migrations.walk_revisions()}
+    if revisions == set(migrations.get_heads()) or not revisions <= known:
         return {"status": "ready"}
     response = problem(503, "Service Unavailable", "The database's schema is not up to date. Run the migrations.")
     response.headers["Retry-After"] = str(RETRY_SECONDS)

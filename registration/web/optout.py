@@ -25,15 +25,10 @@ bp = Blueprint("optout", __name__)
 LANGUAGES = ("en", "es", "fr", "de", "pt", "he")
 OLD_CODES = {"iw": "he"}
 """Of languages that browsers still call by their code from before 1989."""
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
-HSTS = "max-age=31536000"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""What a page needs; all other headers are as in every answer."""
 _TOKEN = f"<string(maxlength={LONGEST_TOKEN}):token>"
 _OUT = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
 
@@ -187,9 +182,7 @@ def _language() -> str:
 
 @bp.after_request
 def _protect(response: Response) -> Response:
-    response.headers.update(HEADERS)
-    if current_app.config["PUBLIC_URL"].startswith("https://"):
-        response.headers["Strict-Transport-Security"] = HSTS
+    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     return response
 
 

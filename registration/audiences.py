@@ -1,0 +1,92 @@
+"""Whom a broadcast is for: everybody who is active, or those with an installation in a range of versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, and_, case, false, func, or_, select
+from sqlalchemy.orm import Session
+
+from .errors import InvalidVersionRangeException
+from .models import Installation, Registration, RegistrationStatus
+from .versions import Range, parse_range
+
+COUNTED_AT_ONCE = 100_000
+"""Registrations that one statement counts by their versions: of all in one, it could last longer than one may."""
+UNKNOWN_CHOICES = ("include", "exclude")
+"""What may be asked for with those whose version is unknown."""
+
+OUTSIDE, UNKNOWN_VERSION, IN_RANGE = range(3)
+"""Where a registration's installations are, seen from a range of versions; of several the highest counts."""
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Whom a broadcast is for: everybody, or those with an installation in a range of versions.
+
+    An installation last seen before `seen_since` counts as if it had never been reported. Whose version is unknown,
+    because there is no installation or one whose version cannot be read, is in it if `include_unknown`.
+    """
+
+    versions: Range | None = None
+    include_unknown: bool = True
+    seen_since: datetime | None = None
+
+
+EVERYBODY = Audience()
+
+
+def asked_for(versions: str | None, unknown: str, oldest: timedelta, now: datetime) -> Audience:
+    """Return whom a broadcast is for that is asked for in words.
+
+    `unknown` is `include` or `exclude`; an installation not seen for longer than `oldest` counts as never reported,
+    zero for no such limit. Raises InvalidVersionRangeException.
+    """
+    if unknown not in UNKNOWN_CHOICES:
+        raise InvalidVersionRangeException("`unknown` must be include or exclude.")
+    if versions is None and unknown == "exclude":
+        raise InvalidVersionRangeException("`unknown=exclude` needs `versions`, such as <7.0.3.1.")
+    if versions is None:
+        return EVERYBODY
+    return Audience(parse_range(versions), unknown == "include", now - oldest if oldest else None)
+
+
+def contains(whom: Audience, after: int, up_to: int) -> ColumnElement[bool]:
+    """Return the condition for the registrations in a window of ids that a broadcast is for."""
+    active = and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
+    return active if whom.versions is None else and_(active, _has_version(whom))
+
+
+def _has_version(whom: Audience) -> ColumnElement[bool]:
+    return place(whom) >= (UNKNOWN_VERSION if whom.include_unknown else IN_RANGE)
+
+
+def place(whom: Audience) -> ColumnElement[int]:
+    """Return where a registration is: IN_RANGE with one of its installations, else UNKNOWN_VERSION, or OUTSIDE.
+
+    One installation whose version cannot be read is enough to be unknown: it may be the one that a notice concerns.
+    One look-up in the index of a registration's installations answers all three. An EXISTS for each would be two,
+    and the database may turn an EXISTS into a join with the whole table.
+    """
+    theirs = [Installation.registration_id == Registration.id]
+    if whom.seen_since is not None:
+        theirs.append(Installation.last_seen_at >= whom.seen_since)
+    intervals = whom.versions.intervals if whom.versions else ()
+    inside = or_(false(), *(Installation.version_key.between(first, last) for first, last in intervals))
+    unreadable = Installation.version_key.is_(None)
+    best = select(func.max(case((inside, IN_RANGE), (unreadable, UNKNOWN_VERSION), else_=OUTSIDE))).where(*theirs)
+    return func.coalesce(best.correlate(Registration).scalar_subquery(), UNKNOWN_VERSION)
+
+
+def windows(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the windows of ids, after and up to, in which registrations are counted."""
+    for after in range(begin, end, COUNTED_AT_ONCE):
+        yield after, min(after + COUNTED_AT_ONCE, end)
+
+
+def count(session: Session, whom: Audience, begin: int, end: int) -> int:
+    """Return how many registrations in a window of ids a broadcast is for."""
+    number = select(func.count()).select_from(Registration)
+    return sum(session.execute(number.where(contains(whom, *window))).scalar_one() for window in windows(begin, end))
