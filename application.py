@@ -24,7 +24,7 @@ from registration.event_queue import EventQueue
 from registration.sender import Sender
 
 HOST = "127.0.0.1"
-WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle"]
 """What the celery command is told: workers have nothing to say to each other."""
 
 

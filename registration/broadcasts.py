@@ -118,7 +118,8 @@ def start(
     """
     broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
     own_html = [] if message.html is None else [message.html]
-    fingerprint = _digest("message", message.subject, message.text, *own_html, *_identity(whom))
+    words = (_words(part) for part in (message.subject, message.text, *own_html))
+    fingerprint = _digest("message", *words, *_identity(whom))
     names: dict[str, timedelta | None] = {fingerprint: REPEAT}
     if idempotency_key is not None:
         names = {_digest("key", idempotency_key): REPEAT, fingerprint: None}
@@ -204,17 +205,26 @@ def _claim_name(
 
 
 def underway(session: Session, now: datetime) -> list[Work]:
-    """Return what there is to do, urgent broadcasts first, then the oldest; those whose pause is over go on."""
+    """Return what there is to do, urgent broadcasts first, then the oldest; those whose pause is over go on.
+
+    One that is paused is filled all the same, because its audience is that of its start.
+    """
     over = and_(Broadcast.status == _S.PAUSED, Broadcast.resume_at <= now)
+    unfilled = and_(Broadcast.status == _S.PAUSED, Broadcast.filled_to < Broadcast.audience_end)
     rows = session.execute(
-        select(Broadcast.id, Broadcast.status, (Broadcast.filled_to >= Broadcast.audience_end).label("filled"))
-        .where(or_(Broadcast.status == _S.SENDING, over, _is_being_cancelled()))
+        select(
+            Broadcast.id,
+            Broadcast.status,
+            (Broadcast.filled_to >= Broadcast.audience_end).label("filled"),
+            over.label("is_over"),
+        )
+        .where(or_(Broadcast.status == _S.SENDING, over, unfilled, _is_being_cancelled()))
         .order_by(Broadcast.urgent.desc(), Broadcast.id)
     ).all()
     for row in rows:
-        if row.status is _S.PAUSED:
+        if row.is_over:
             _move(session, row.id, _S.SENDING, over, reason=None, resume_at=None)
-    return [Work(row.id, _S.SENDING if row.status is _S.PAUSED else row.status, bool(row.filled)) for row in rows]
+    return [Work(row.id, _S.SENDING if row.is_over else row.status, bool(row.filled)) for row in rows]
 
 
 def going_on(session: Session) -> Sequence[int]:
@@ -322,6 +332,7 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
     filled = broadcast.filled_to >= broadcast.audience_end
     counts = _counts(session, broadcast_id, broadcast.recipients, filled=filled)
     remaining = _remaining(counts)
+    rate = ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0
     return Progress(
         broadcast_id=broadcast_id,
         title=broadcast.title,
@@ -331,11 +342,11 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         versions=broadcast.versions,
         recipients=sum(counts.values()),
         remaining=remaining,
-        rate=ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0,
+        rate=rate,
         created_at=broadcast.created_at,
         finished_at=broadcast.finished_at,
         resume_at=broadcast.resume_at,
-        expected_end=_expected_end(session, broadcast, remaining, now, rate_limit),
+        expected_end=_expected_end(session, broadcast, remaining, now, rate_limit, rate),
         **{status.value: counts[status] for status in ledger.FINAL},
     )
 
@@ -353,14 +364,19 @@ def _remaining(counts: Mapping[DeliveryStatus, int]) -> int:
 
 
 def _expected_end(
-    session: Session, broadcast: Broadcast, remaining: int, now: datetime, rate_limit: float
+    session: Session, broadcast: Broadcast, remaining: int, now: datetime, rate_limit: float, rate: float
 ) -> datetime | None:
-    """Return when those who remain will have been sent to, after the broadcasts that go first; None if nobody knows."""
+    """Return when those who remain will have been sent to, after the broadcasts that go first; None if nobody knows.
+
+    Nobody does before the mail service has told its rate; `rate`, that of late, counts where it has none.
+    """
     if broadcast.status is not _S.SENDING and broadcast.resume_at is None:
+        return None
+    if remaining and not pacing.is_account_known(session):
         return None
     messages = remaining + _ahead_of(session, broadcast) if remaining else 0
     begin = max(now, broadcast.resume_at or now)
-    return begin + timedelta(seconds=_seconds_needed(session, messages, now, rate_limit))
+    return begin + timedelta(seconds=_seconds_needed(session, messages, now, rate_limit, of_late=rate))
 
 
 def _ahead_of(session: Session, broadcast: Broadcast) -> int:
@@ -376,8 +392,12 @@ def _ahead_of(session: Session, broadcast: Broadcast) -> int:
     return sum(_remaining(_counts(session, row.id, row.recipients, filled=row.filled)) for row in rows)
 
 
-def _seconds_needed(session: Session, messages: int, now: datetime, rate_limit: float) -> float:
+def _seconds_needed(
+    session: Session, messages: int, now: datetime, rate_limit: float, *, of_late: float = 0.0
+) -> float:
     rate = pacing.current_rate(session, limit=rate_limit, now=now.timestamp())
+    if math.isinf(rate) and of_late:
+        rate = of_late
     account = pacing.account(session)
     if not math.isinf(account.daily_quota):
         used = account.sent_last_day + _sent_since(session, pacing.asked_at(session))
@@ -420,6 +440,11 @@ def _move(
 def _identity(whom: Audience) -> list[str]:
     """Return what tells an audience from others; nothing for everybody. Two spellings of one range are the same."""
     return [] if whom.versions is None else [repr(whom.versions.intervals), str(whom.include_unknown)]
+
+
+def _words(text: str) -> str:
+    """Return a text without what a form, a file or a command changes at the ends of its lines."""
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def _digest(*parts: str) -> str:

@@ -58,6 +58,7 @@ _AFTER = {
     Verdict.ACCEPTED: _S.SENT,
     Verdict.REFUSED: _S.FAILED,
     Verdict.THROTTLED: _S.QUEUED,
+    Verdict.UNREACHED: _S.QUEUED,
     Verdict.HELD: _S.QUEUED,
     Verdict.APART: _S.QUEUED,
     Verdict.UNKNOWN: _S.SENDING,
@@ -66,7 +67,7 @@ FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)
 """The statuses in which a delivery ends; a person may queue failed and cancelled ones again."""
 UNSETTLED = (_S.QUEUED, _S.SENDING)
 
-_RECENT = 500
+_RECENT, _OF_LATE = 500, timedelta(seconds=10)
 _UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
 _INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
 
@@ -300,9 +301,12 @@ def lines(
 
 
 def recent_rate(session: Session, broadcast_id: int, now: datetime) -> float:
-    """Return the messages a second of late, judged by the last ones that were sent."""
-    last = select(Delivery.settled_at).where(_in(broadcast_id, _S.SENT)).order_by(Delivery.id.desc()).limit(_RECENT)
-    times = [settled_at for settled_at in session.execute(last).scalars() if settled_at is not None]
+    """Return the messages a second of late, judged by the last that were sent before the next in the queue."""
+    queued = select(func.min(Delivery.id)).where(_in(broadcast_id, _S.QUEUED))
+    before = [] if (following := session.execute(queued).scalar()) is None else [Delivery.id < following]
+    last = select(Delivery.settled_at).where(_in(broadcast_id, _S.SENT), *before).order_by(Delivery.id.desc())
+    settled = session.execute(last.limit(_RECENT)).scalars()
+    times = [settled_at for settled_at in settled if settled_at is not None and settled_at > now - _OF_LATE]
     seconds = (now - min(times)).total_seconds() if times else 0.0
     return len(times) / max(seconds, 1.0)
 

@@ -50,6 +50,8 @@ call must not come near the next."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
+UNREACHED_SECONDS = 10.0
+"""How long the mail service cannot be reached until its broadcasts say so and rest for a while."""
 MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
@@ -99,6 +101,7 @@ class Sender:
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
         self._unanswered = self._refused = 0
+        self._reached_at = time.monotonic()
         self._clock_offset = timedelta(0)
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
@@ -155,7 +158,7 @@ class Sender:
         now = self._time()
         with self.sessions.begin() as session:
             self._work = broadcasts.underway(session, now)
-        self._sending = {work.broadcast_id for work in self._work if work.status is not BroadcastStatus.CANCELLED}
+        self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
@@ -384,7 +387,7 @@ class Sender:
     def _heed(self, call: Call, outcomes: Sequence[Outcome]) -> None:
         """Slow down or rest when the outcomes ask for it."""
         verdicts = [outcome.verdict for outcome in outcomes]
-        throttled = Verdict.THROTTLED in verdicts
+        throttled = Verdict.THROTTLED in verdicts or Verdict.UNREACHED in verdicts
         if len(outcomes) > 1:
             was_one_too_many = self._note_bulk_call(call.bulk_turn, set(verdicts))
             throttled = throttled and not was_one_too_many
@@ -394,6 +397,10 @@ class Sender:
             verdicts = [verdict for verdict in verdicts if verdict is not Verdict.APART]
         self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
         holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
+        if Verdict.UNREACHED not in verdicts:
+            self._reached_at = time.monotonic()
+        elif time.monotonic() - self._reached_at >= UNREACHED_SECONDS:
+            holds += [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.UNREACHED]
         if self._refused >= MOST_REFUSED:
             holds.append(_ALL_REFUSED)
         if not holds and not throttled and self._unanswered <= 1:
@@ -450,7 +457,7 @@ class Sender:
         self.stopping.wait(wait)
         for confirmation in due:
             verdict = None if self.stopping.is_set() else self._confirm(confirmation, self.tokens, now)
-            if verdict in (None, Verdict.THROTTLED, Verdict.HELD):
+            if verdict in (None, Verdict.THROTTLED, Verdict.UNREACHED, Verdict.HELD):
                 with self.sessions.begin() as session:
                     confirmations.give_back(session, confirmation, self.now(), taken_at=now, tokens=self.tokens)
                     if verdict is Verdict.THROTTLED:

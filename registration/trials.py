@@ -12,7 +12,7 @@ from .messages import Message
 LONGEST_WAIT = 20.0
 """Seconds for which somebody who is watching waits for their turn."""
 _NO_DELIVERY = 0
-_TAKEN_LATER = {Verdict.THROTTLED, Verdict.HELD}
+_TAKEN_LATER = {Verdict.THROTTLED, Verdict.UNREACHED, Verdict.HELD}
 
 
 def reserve(session: Session, *, rate_limit: float, now: float) -> float:

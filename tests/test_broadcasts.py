@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
@@ -216,7 +217,7 @@ def test_broadcasts_are_worked_on_urgent_ones_first_then_the_oldest_and_ended_on
     factories.start_broadcast()
     factories.register(1)
     ids = [factories.start_broadcast(), factories.start_broadcast()]
-    urgent = start(urgent=True)
+    urgent = start(OTHER, urgent=True)
 
     assert commit(broadcasts.underway, NOW) == [work_of(urgent), *map(work_of, ids)]
 
@@ -802,7 +803,68 @@ def test_the_rate_is_that_of_the_last_messages() -> None:
     broadcast_id = filled(30)
     settle(claim(broadcast_id, 20), *[ACCEPTED] * 20)
 
-    assert progress(broadcast_id, NOW + timedelta(seconds=10)).rate == pytest.approx(2.0)
+    assert progress(broadcast_id, NOW + timedelta(seconds=5)).rate == pytest.approx(4.0)
+    assert progress(broadcast_id, NOW + timedelta(seconds=60)).rate == 0.0
+
+
+def test_the_rate_of_a_retry_is_not_that_of_who_got_it_long_ago() -> None:
+    broadcast_id = filled(30)
+    settle(claim(broadcast_id, 10), *[REFUSED] * 10)
+    settle(claim(broadcast_id, 20), *[ACCEPTED] * 20)
+    commit(broadcasts.finish, broadcast_id, NOW)
+    later = NOW + timedelta(hours=1)
+    commit(broadcasts.retry, broadcast_id, later)
+    commit(ledger.settle, claim(broadcast_id, 8), [ACCEPTED] * 8, later)
+
+    assert progress(broadcast_id, later + timedelta(seconds=2)).rate == pytest.approx(4.0)
+
+
+def test_nobody_knows_the_end_before_the_mail_service_has_told_its_rate() -> None:
+    broadcast_id = filled(3)
+    assert progress(broadcast_id).expected_end is None
+
+    know(Account(sending_rate=10.0))
+    assert progress(broadcast_id).expected_end is not None
+
+
+def test_the_end_at_no_limit_goes_by_the_rate_of_late() -> None:
+    know(Account(sending_rate=math.inf))
+    broadcast_id = filled(30)
+    settle(claim(broadcast_id, 20), *[ACCEPTED] * 20)
+
+    now = NOW + timedelta(seconds=4)
+    assert progress(broadcast_id, now).expected_end == now + timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("contents", ["There is a hole.\n", "There is a hole.\r\n", "\nThere is a hole. \t\n\n"])
+def test_what_a_form_or_a_file_does_to_the_ends_of_lines_makes_no_other_message(contents: str) -> None:
+    first = start()
+
+    with pytest.raises(RepeatedBroadcastException) as caught:
+        start(messages.compose("Update now", contents))
+
+    assert caught.value.broadcast_id == first
+    start(messages.compose("Update now", "There is\na hole."))
+    with pytest.raises(RepeatedBroadcastException):
+        start(messages.compose("Update now", "There is \r\na hole."))
+    start(messages.compose("Update now", "There is\n\na hole."))
+
+
+def test_a_paused_broadcast_is_filled_with_who_was_there_at_its_start() -> None:
+    factories.register(3)
+    (late,) = factories.register(status=RegistrationStatus.OPTED_OUT)
+    broadcast_id = factories.start_broadcast()
+    commit(broadcasts.pause, broadcast_id)
+
+    assert commit(broadcasts.underway, NOW) == [work_of(broadcast_id, BroadcastStatus.PAUSED)]
+    while commit(ledger.fill, broadcast_id):
+        pass
+    db.session.execute(update(Registration).where(Registration.email == late).values(status=RegistrationStatus.ACTIVE))
+    db.session.commit()
+    commit(broadcasts.resume, broadcast_id)
+
+    assert commit(broadcasts.underway, NOW) == [work_of(broadcast_id, filled=True)]
+    assert progress(broadcast_id).recipients == 3
 
 
 def test_broadcasts_are_listed_newest_first_a_page_at_a_time() -> None:

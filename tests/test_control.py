@@ -686,6 +686,13 @@ def test_a_part_without_a_name_sends_nothing(application: Flask, client: FlaskCl
     assert not mailer.sent
 
 
+def test_a_test_without_an_address_says_which_field_is_empty(client: FlaskClient, mailer: SlowMailer) -> None:
+    response = post(client, **NOTICE, test=" ")
+
+    assert "`test`" in response.json["detail"]
+    assert not mailer.sent
+
+
 def test_a_dry_run_of_a_test_sends_no_test(client: FlaskClient, mailer: SlowMailer) -> None:
     assert post(client, **NOTICE, test="ann@example.org", dry_run="true").json["dryRun"] is True
     assert not mailer.sent

@@ -157,6 +157,7 @@ def test_whoever_opted_out_before_their_turn_is_skipped() -> None:
 NEXT = {
     Verdict.ACCEPTED: DeliveryStatus.SENT,
     Verdict.THROTTLED: DeliveryStatus.QUEUED,
+    Verdict.UNREACHED: DeliveryStatus.QUEUED,
     Verdict.HELD: DeliveryStatus.QUEUED,
     Verdict.APART: DeliveryStatus.QUEUED,
     Verdict.REFUSED: DeliveryStatus.FAILED,

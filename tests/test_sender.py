@@ -686,6 +686,37 @@ def test_bad_addresses_in_a_row_do_not_stop_a_broadcast_for_good(
     assert (figures.status, figures.sent, figures.failed) == (BroadcastStatus.SENT, 30, 8)
 
 
+def test_a_mail_service_that_cannot_be_reached_for_long_is_told_as_the_reason(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(4)
+    broadcast_id = factories.start_broadcast()
+    mailer.script = [always(Verdict.UNREACHED)] * 2
+    monkeypatch.setattr(sender_module, "UNREACHED_SECONDS", 60.0)
+    work(scripted)
+    assert progress(broadcast_id).status is BroadcastStatus.SENT
+
+    other = factories.start_broadcast("Another")
+    mailer.script = [always(Verdict.UNREACHED)] * 2
+    monkeypatch.setattr(sender_module, "UNREACHED_SECONDS", 0.0)
+    work(scripted)
+
+    figures = progress(other)
+    assert (figures.status, figures.failed, figures.reason) == (BroadcastStatus.PAUSED, 0, "Because.")
+    assert figures.resume_at is not None
+
+
+def test_a_paused_broadcast_is_filled_and_sent_to_nobody(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(4)
+    broadcast_id = factories.start_broadcast()
+    commit(broadcasts.pause, broadcast_id)
+
+    work(scripted)
+
+    assert commit(ledger.counts, broadcast_id)["queued"] == 4
+    assert mailer.sent == []
+
+
 def test_a_call_is_measured_by_the_clock_and_by_the_processor(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(1)
     factories.start_broadcast()

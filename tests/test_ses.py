@@ -223,7 +223,7 @@ def test_a_late_answer_is_unknown_and_not_asked_for_twice(fake: SesFake, monkeyp
 def test_when_ses_cannot_be_reached_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     mailer = make_mailer(f"http://127.0.0.1:{free_port()}", monkeypatch)
 
-    assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.THROTTLED] * 3
+    assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.UNREACHED] * 3
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def garbling(certificate: Path, *, handshake: bool) -> Iterator[str]:
 @pytest.mark.parametrize("recipients", [ONE, THREE], ids=["single", "bulk"])
 @pytest.mark.parametrize(
     ("handshake", "trusted", "verdict"),
-    [(False, True, Verdict.THROTTLED), (True, False, Verdict.THROTTLED), (True, True, Verdict.UNKNOWN)],
+    [(False, True, Verdict.UNREACHED), (True, False, Verdict.UNREACHED), (True, True, Verdict.UNKNOWN)],
     ids=["no handshake", "unknown certificate", "garbled answer"],
 )
 def test_only_tls_that_fails_before_the_request_proves_that_nothing_was_sent(
@@ -411,6 +411,27 @@ def test_an_unverified_recipient_means_that_the_account_is_in_the_sandbox(
     assert verdicts(outcomes) == [Verdict.HELD] * len(recipients)
     assert all(part_of_reason in (outcome.reason or "") for outcome in outcomes)
     assert all(len(outcome.reason or "") <= 255 for outcome in outcomes)
+
+
+@pytest.mark.parametrize("whole_call", [True, False], ids=["call", "entry"])
+@pytest.mark.parametrize(
+    ("text", "part_of_reason"),
+    [
+        ("Sending suspended for this account. For more information, please check the inbox.", "has suspended"),
+        ("Sending paused for this account. For more information, please check the inbox.", "Resume it"),
+    ],
+)
+def test_an_account_that_may_not_send_is_not_taken_for_a_bad_address(
+    mailer: SesMailer, fake: SesFake, whole_call: bool, text: str, part_of_reason: str
+) -> None:
+    fake.usual = Answer(accept=False, status=400, code="MessageRejected", text=text)
+    if not whole_call:
+        fake.usual = Answer(entries={recipient.address: ("MESSAGE_REJECTED", text) for recipient in THREE})
+
+    outcomes = mailer.send(MESSAGE, THREE)
+
+    assert verdicts(outcomes) == [Verdict.HELD] * 3
+    assert all(part_of_reason in (outcome.reason or "") for outcome in outcomes)
 
 
 @pytest.mark.parametrize("recipients", [ONE, THREE], ids=["single", "bulk"])

@@ -60,6 +60,7 @@ def test_a_test_goes_to_one_address_and_says_that_it_is_one() -> None:
     ("verdict", "error"),
     [
         (Verdict.THROTTLED, MailServiceBusyException),
+        (Verdict.UNREACHED, MailServiceBusyException),
         (Verdict.HELD, MailServiceBusyException),
         (Verdict.REFUSED, MailServiceRefusedException),
         (Verdict.UNKNOWN, MailServiceRefusedException),

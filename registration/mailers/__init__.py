@@ -19,6 +19,8 @@ class Verdict(Enum):
     """The mail service has taken it."""
     THROTTLED = auto()
     """Not taken: too fast. Slow down and send it again."""
+    UNREACHED = auto()
+    """Not taken: the mail service could not be reached. Send it again."""
     HELD = auto()
     """Not taken, for a reason that holds for every recipient: stop for now."""
     REFUSED = auto()

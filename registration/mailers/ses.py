@@ -128,7 +128,10 @@ _NOT_UNDERSTOOD = (
 _REFUSED = (Verdict.REFUSED, "Amazon SES refused the message for this address.")
 _TRANSIENT = (Verdict.UNKNOWN, "Amazon SES had a passing problem with the message for this address.")
 _NO_ANSWER = (Verdict.UNKNOWN, "Amazon SES did not answer, so the message may or may not have been accepted.")
-_NOT_REACHED = (Verdict.THROTTLED, "Amazon SES cannot be reached at the moment.")
+_NOT_REACHED = (
+    Verdict.UNREACHED,
+    "Amazon SES cannot be reached. If that lasts, check SES_REGION and the network's way out.",
+)
 
 _CALL_ERRORS = {
     "TooManyRequestsException": _TOO_FAST,
@@ -406,8 +409,12 @@ def _judge_answer(error: ClientError, sender: str) -> tuple[Verdict, str]:
 def _judge_rejection(text: str, sender: str) -> tuple[Verdict, str]:
     """Return the verdict on a message that was rejected with a text, which may name addresses that are not verified.
 
-    SES checks the recipient too while the account is in the sandbox.
+    SES checks the recipient too while the account is in the sandbox. It rejects what an account sends that may not
+    send, too: "Sending suspended for this account", "Sending paused for this account".
     """
+    for state, judgement in (("suspended", _SUSPENDED), ("paused", _PAUSED)):
+        if f"sending {state}" in text.lower():
+            return judgement
     if "not verified" not in text.lower():
         return _REFUSED
     named = _ADDRESS.findall(text.lower())

@@ -18,6 +18,7 @@ from .. import addresses, audiences, broadcasts, feedback, figures, messages, tr
 from ..audiences import Audience
 from ..db import commit_step, db
 from ..errors import (
+    InvalidEmailException,
     InvalidEmailMessageException,
     InvalidIdempotencyKeyException,
     InvalidQueryException,
@@ -58,6 +59,8 @@ def start() -> ResponseReturnValue:
         forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=_rate_limit())
         return figures.of_forecast(forecast, whom.versions.text if whom.versions else None)
     if "test" in fields:
+        if not fields.text("test").strip():
+            raise InvalidEmailException("An e-mail address is needed, in the field `test`.")
         return _send_test(message, addresses.normalise(fields.text("test")).stored)
     try:
         broadcast_id = broadcasts.start(
