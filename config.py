@@ -151,7 +151,7 @@ class Config:
         45.0,
         "How long a broadcast request waits for its end before it answers 202, at most 50; 0 to answer at once.",
         minimum=0.0,
-        maximum=50.0,
+        maximum=50,
     )
     IP_RETENTION_DAYS: int = setting(
         90,

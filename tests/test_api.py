@@ -513,7 +513,7 @@ def test_those_whom_the_mail_service_refuses_are_counted_as_failed(build: Callab
 
 
 def test_a_broadcast_that_is_held_up_is_answered_202_with_the_reason_at_once(build: Callable[..., Flask]) -> None:
-    application = build(BROADCAST_WAIT_SECONDS="60")
+    application = build(BROADCAST_WAIT_SECONDS="50")
     with application.app_context():
         factories.register(2)
 

@@ -98,7 +98,7 @@ class Fields:
         """Decode the parts of a body. Werkzeug by itself would take one that it cannot read as empty."""
         parser = request.make_form_data_parser()
         parser.silent = False
-        parser.stream_factory = lambda **_: BytesIO()  # nobody closes the file that it would be
+        parser.stream_factory = lambda *_, **__: BytesIO()  # nobody closes the file that it would be
         try:
             _, form, files = parser.parse(BytesIO(data), request.mimetype, len(data), request.mimetype_params)
         except ValueError as error:
