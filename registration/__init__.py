@@ -50,32 +50,9 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.url_map.merge_slashes = False
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.config.from_object(config)
-    url = config.DB_CONN_STR
-    application.config.update(
-        MAX_CONTENT_LENGTH=LARGEST_BODY,
-        MAX_FORM_MEMORY_SIZE=LARGEST_BODY,
-        SQLALCHEMY_ENGINE_OPTIONS=engine_options(url, pool_size=WEB_CONNECTIONS),
-        SQLALCHEMY_BINDS={
-            AUTOCOMMIT: engine_options(url, pool_size=WEB_CONNECTIONS, autocommit=True, seconds=QUICK_SECONDS),
-            ROWS: engine_options(url, pool_size=1, careful=False, seconds=QUICK_SECONDS),
-        },
-    )
-    if (file := make_url(config.DB_CONN_STR).database) and config.DB_CONN_STR.startswith("sqlite"):
-        (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
+    application.config.update(MAX_CONTENT_LENGTH=LARGEST_BODY, MAX_FORM_MEMORY_SIZE=LARGEST_BODY)
     application.extensions["tokens"] = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
-    db.init_app(application)
-    with application.app_context():
-        application.extensions["registrar"] = Registrar(
-            db.engines[AUTOCOMMIT],
-            db.engines[ROWS],
-            tokens=application.extensions["tokens"],
-            confirm=config.CONFIRM_REGISTRATIONS,
-        )
-        if not config.DB_CONN_STR.startswith("sqlite"):
-            for engine in db.engines.values():
-                fail_fast(engine)
-    Migrate(application, db, directory=str(MIGRATIONS))
-    application.extensions["migrations"] = ScriptDirectory(str(MIGRATIONS))
+    _set_up_database(application, config.DB_CONN_STR)
     request_log.init_app(application)
     headers.init_app(application)
     errors.init_app(application)
@@ -102,6 +79,31 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
             application.wsgi_app, x_for=config.TRUSTED_PROXIES
         )
     return application
+
+
+def _set_up_database(application: Flask, url: str) -> None:
+    """Make the connection pools, see `db`, and what registers addresses in two of them."""
+    if is_file := url.startswith("sqlite"):
+        (ROOT / (make_url(url).database or "")).parent.mkdir(parents=True, exist_ok=True)
+    application.config.update(
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(url, pool_size=WEB_CONNECTIONS),
+        SQLALCHEMY_BINDS={
+            AUTOCOMMIT: engine_options(url, pool_size=WEB_CONNECTIONS, autocommit=True, seconds=QUICK_SECONDS),
+            ROWS: engine_options(url, pool_size=1, careful=False, seconds=QUICK_SECONDS),
+        },
+    )
+    db.init_app(application)
+    with application.app_context():
+        application.extensions["registrar"] = Registrar(
+            db.engines[AUTOCOMMIT],
+            db.engines[ROWS],
+            tokens=application.extensions["tokens"],
+            confirm=application.config["CONFIRM_REGISTRATIONS"],
+        )
+        for engine in () if is_file else db.engines.values():
+            fail_fast(engine)
+    Migrate(application, db, directory=str(MIGRATIONS))
+    application.extensions["migrations"] = ScriptDirectory(str(MIGRATIONS))
 
 
 def _prepare_engine(application: Flask) -> Callable[[], None]:
