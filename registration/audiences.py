@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from .errors import InvalidVersionRangeException
 from .models import Installation, Registration, RegistrationStatus
-from .versions import Range, parse_range
+from .versions import MOST_INSTALLATIONS, Range, parse_range
 
 COUNTED_AT_ONCE = 100_000
 """Registrations that one statement counts by their versions: of all in one, it could last longer than one may."""
@@ -66,7 +66,8 @@ def _has_version(whom: Audience) -> ColumnElement[bool]:
 def place(whom: Audience) -> ColumnElement[int]:
     """Return where a registration is: IN_RANGE with one of its installations, else UNKNOWN_VERSION, or OUTSIDE.
 
-    One installation whose version cannot be read is enough to be unknown: it may be the one that a notice concerns.
+    One installation whose version cannot be read is enough to be unknown: it may be the one that a notice concerns. So
+    may one that was forgotten because there were too many.
     One look-up in the index of a registration's installations answers all three. An EXISTS for each would be two,
     and the database may turn an EXISTS into a join with the whole table.
     """
@@ -76,7 +77,9 @@ def place(whom: Audience) -> ColumnElement[int]:
     intervals = whom.versions.intervals if whom.versions else ()
     inside = or_(false(), *(Installation.version_key.between(first, last) for first, last in intervals))
     unreadable = Installation.version_key.is_(None)
-    best = select(func.max(case((inside, IN_RANGE), (unreadable, UNKNOWN_VERSION), else_=OUTSIDE))).where(*theirs)
+    highest = func.max(case((inside, IN_RANGE), (unreadable, UNKNOWN_VERSION), else_=OUTSIDE))
+    were_forgotten = and_(highest == OUTSIDE, func.count() >= MOST_INSTALLATIONS)
+    best = select(case((were_forgotten, UNKNOWN_VERSION), else_=highest)).where(*theirs)
     return func.coalesce(best.correlate(Registration).scalar_subquery(), UNKNOWN_VERSION)
 
 

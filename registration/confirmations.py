@@ -80,7 +80,9 @@ def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list
     )
     taken = []
     for one in (Confirmation(*row) for row in session.execute(due).all()):
-        session.execute(delete(ConfirmationRequest).where(ConfirmationRequest.registration_id == one.registration_id))
+        of_one = ConfirmationRequest.registration_id == one.registration_id
+        if not rows_matched(session, delete(ConfirmationRequest).where(of_one)):
+            continue  # it was dropped since
         may_be_asked = select(Registration.id).where(Registration.id == one.registration_id, _may_be_asked(now))
         if session.execute(may_be_asked.with_for_update()).first() is None:
             continue
@@ -107,9 +109,12 @@ def give_back(
 
 
 def drop(session: Session, *those: ColumnElement[bool]) -> None:
-    """Send no mail that is due to some registrations: they said no."""
-    due = ConfirmationRequest.registration_id.in_(select(Registration.id).where(*those))
-    session.execute(delete(ConfirmationRequest).where(due))
+    """Send no mail that is due to some registrations: they said no.
+
+    In two statements: MySQL would lock every request for one.
+    """
+    if ids := session.execute(select(Registration.id).where(*those)).scalars().all():
+        session.execute(delete(ConfirmationRequest).where(ConfirmationRequest.registration_id.in_(ids)))
 
 
 def forget(session: Session, now: datetime) -> None:

@@ -263,7 +263,10 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
 
 @event.listens_for(Engine, "handle_error")
 def _give_up_undecided(context: ExceptionContext) -> None:
-    """Give a connection up whose COMMIT or ROLLBACK failed: its transaction may still be open, for whoever is next."""
+    """Give a connection up whose COMMIT or ROLLBACK failed: its transaction may still be open, for whoever is next.
+
+    Those have no statement; nor has a BEGIN or a fetch, and a connection on which one fails is no loss either.
+    """
     if context.connection is not None and context.statement is None:
         context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
 

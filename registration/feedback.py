@@ -44,7 +44,6 @@ LONGEST_BODY = 262_144
 LONGEST_MESSAGE_ID = 128
 _LONGEST_ASIDE = 16_384
 _LARGEST_ID = 2**63 - 1
-_TAG = "delivery"
 _WORD = re.compile(r"""(?:&\#?\w{1,12};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
 _AT = re.compile(
     r"[@\uff20\ufe6b]|\\u(?:0040|ff20|fe6b)|%(?:25)*40|=40|&(?:amp;)*(?:#0*64|#x0*40|commat)", re.IGNORECASE
@@ -77,8 +76,8 @@ class Event:
 
     `is_withheld` is true of a bounce or complaint that repeats an earlier one: the address is on the account's
     suppression list, so the message was not sent, and the service does not count it against the account
-    (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is from our tag, None
-    without one, and so is the beginning of the `product` id, which the versions before did not put there;
+    (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is our tag, None
+    without one, and so is the beginning of the `product` id, which the versions before did not give;
     `recipients` are the addresses that it is about, as it writes them.
     """
 
@@ -268,13 +267,20 @@ def _time(stamp: Any) -> datetime:
 
 
 def _our_tag(tags: Any) -> tuple[int | None, str]:
-    """Return the two parts of our tag, see `Recipient.tag`; 0, which no delivery has, for one that is not ours."""
-    values = tags.get(_TAG) if isinstance(tags, dict) else None
-    if not isinstance(values, list) or not values:
+    """Return the values of our tags, see `Recipient.tags`; 0, which no delivery has, for one that is not ours."""
+    delivery, product = (_first(tags, name) for name in ("delivery", "product"))
+    if delivery is None:
         return None, ""
-    text, _, product = (values[0] if isinstance(values[0], str) else "").partition("-")
-    is_number = text.isascii() and text.isdecimal() and len(text) < 20
-    return (int(text) if is_number and int(text) <= _LARGEST_ID else 0), product
+    is_number = delivery.isascii() and delivery.isdecimal() and len(delivery) < 20
+    return (int(delivery) if is_number and int(delivery) <= _LARGEST_ID else 0), product or ""
+
+
+def _first(tags: Any, name: str) -> str | None:
+    """Return the first value of a tag; an empty text for one that is no text, None without any."""
+    values = tags.get(name) if isinstance(tags, dict) else None
+    if not isinstance(values, list) or not values:
+        return None
+    return values[0] if isinstance(values[0], str) else ""
 
 
 def _addresses(recipients: Any) -> list[str]:

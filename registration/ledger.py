@@ -301,7 +301,10 @@ def lines(
 
 
 def recent_rate(session: Session, broadcast_id: int, now: datetime) -> float:
-    """Return the messages a second of late, judged by the last that were sent before the next in the queue."""
+    """Return the messages a second of late, judged by the last that were sent before the next in the queue.
+
+    In a retry of a few here and there those are old ones, and nothing is known.
+    """
     queued = select(func.min(Delivery.id)).where(_in(broadcast_id, _S.QUEUED))
     before = [] if (following := session.execute(queued).scalar()) is None else [Delivery.id < following]
     last = select(Delivery.settled_at).where(_in(broadcast_id, _S.SENT), *before).order_by(Delivery.id.desc())

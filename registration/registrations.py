@@ -33,8 +33,6 @@ Row = dict[str, Any]
 Who = uuid.UUID | Address
 """A registration, by its product id or its address."""
 
-MOST_INSTALLATIONS = 100
-"""Of one registration; what was seen longest ago is forgotten. Anybody can report any text for any address."""
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
@@ -211,7 +209,7 @@ def _remember(connection: Connection, address: Address, report: InstallationRepo
         return
     theirs = select(Installation.id).where(Installation.registration_id == registration_id)
     newest_first = theirs.order_by(Installation.last_seen_at.desc(), Installation.id.desc())
-    too_many = connection.execute(newest_first.offset(MOST_INSTALLATIONS).limit(_IDS_AT_ONCE)).scalars().all()
+    too_many = connection.execute(newest_first.offset(versions.MOST_INSTALLATIONS).limit(_IDS_AT_ONCE)).scalars().all()
     if too_many:
         connection.execute(delete(Installation).where(Installation.id.in_(too_many)))
 
@@ -325,8 +323,8 @@ def count(connection: Connection) -> int:
 def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
     """Return the versions and distributions that most registrations reported, most first.
 
-    A registration counts once for each that it ever reported. Looks at all installations, because nobody asks often
-    and an index for it would slow down every report.
+    A registration counts once for each that it reported, the newest hundred of them. Looks at all installations,
+    because nobody asks often and an index for it would slow down every report.
     """
     registrations = func.count().label("registrations")
     rows = connection.execute(

@@ -101,7 +101,7 @@ class Sender:
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
         self._unanswered = self._refused = 0
-        self._reached_at = time.monotonic()
+        self._unreached_since = math.inf
         self._clock_offset = timedelta(0)
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
@@ -159,6 +159,8 @@ class Sender:
         with self.sessions.begin() as session:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
+        if not self._work:
+            self._unreached_since = math.inf
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
@@ -398,9 +400,11 @@ class Sender:
         self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
         holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
         if Verdict.UNREACHED not in verdicts:
-            self._reached_at = time.monotonic()
-        elif time.monotonic() - self._reached_at >= UNREACHED_SECONDS:
-            holds += [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.UNREACHED]
+            self._unreached_since = math.inf
+        else:
+            self._unreached_since = min(self._unreached_since, time.monotonic())
+            if time.monotonic() - self._unreached_since >= UNREACHED_SECONDS:
+                holds += [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.UNREACHED]
         if self._refused >= MOST_REFUSED:
             holds.append(_ALL_REFUSED)
         if not holds and not throttled and self._unanswered <= 1:

@@ -9,6 +9,8 @@ from functools import reduce
 
 from .errors import InvalidVersionRangeException
 
+MOST_INSTALLATIONS = 100
+"""Of one registration; what was seen longest ago is forgotten. Anybody can report any text for any address."""
 LONGEST_VERSION, LONGEST_RANGE = 64, 200
 """Characters; of a distribution as many as of a version."""
 

@@ -90,6 +90,14 @@ def test_an_installation_not_seen_for_long_is_not_one_in_the_range() -> None:
     assert recipients_among_clinics(whom, {"7.0.2": 400}) == {"both"}
 
 
+def test_whom_a_hundred_reports_made_forget_an_installation_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else anybody could keep a notice from somebody, by reports of newer versions."""
+    monkeypatch.setattr(audiences, "MOST_INSTALLATIONS", 2)
+    monkeypatch.setitem(CLINICS, "flooded", ["99.1", "99.2"])
+
+    assert recipients_among_clinics(Audience(BELOW)) == BELOW_OR_UNKNOWN | {"flooded"}
+
+
 def test_an_audience_is_asked_for_in_words() -> None:
     year = timedelta(days=365)
 

@@ -18,6 +18,7 @@ import pytest
 from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import sessionmaker
 
 from registration import addresses, confirmations, feedback, pacing
 from registration.db import autocommit, db
@@ -456,6 +457,29 @@ def test_who_opts_out_or_complains_gets_no_confirmation_mail_that_is_still_due(
 
     assert [status(email) for email in (opts_out, complains)] == [S.OPTED_OUT, S.COMPLAINED]
     assert mails(settings) == []
+
+
+def test_an_opt_out_waits_for_nobody_elses_confirmation_mail(client: FlaskClient) -> None:
+    if db.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    asked, opts_out = factories.register(2, status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": asked})
+    link = current_app.extensions["tokens"].opt_out_url(product_id(opts_out))
+    db.session.rollback()
+    with sessionmaker(db.engine).begin() as other:
+        confirmations.take(other, datetime.now(UTC), tokens=current_app.extensions["tokens"], limit=10)
+        answer = client.post(link.removeprefix("http://127.0.0.1:5000"))
+
+    assert (answer.status_code, status(opts_out)) == (200, S.OPTED_OUT)
+
+
+def test_who_opts_out_while_the_mails_are_taken_gets_none(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    monkeypatch.setattr(confirmations, "rows_matched", lambda *_: 0)  # an opt-out has deleted it since it was read
+
+    assert take(datetime.now(UTC)) == []
+    assert db.session.execute(select(Registration.confirmation_sent_at)).scalar_one() is None
 
 
 def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(

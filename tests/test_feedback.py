@@ -264,7 +264,8 @@ def test_an_event_of_somebody_elses_delivery_of_the_same_number_is_about_its_own
     event = json.loads(make(line.id, address="another@example.org"))
     factories.register_as("another@example.org")
 
-    event["mail"]["tags"]["delivery"] = [Recipient(line.id, "", uuid.UUID(int=product_id.int ^ 1 << 127)).tag]
+    other = Recipient(line.id, "", uuid.UUID(int=product_id.int ^ 1 << 127))
+    event["mail"]["tags"] |= {name: [value] for name, value in other.tags.items()}
     take(json.dumps(event))
 
     line = only(broadcast_id)
@@ -274,7 +275,7 @@ def test_an_event_of_somebody_elses_delivery_of_the_same_number_is_about_its_own
     suppressed = {ses_events.bounce: _S.BOUNCED, ses_events.complaint: _S.COMPLAINED}
     assert db.session.execute(there).scalar_one() is suppressed.get(make, _S.ACTIVE)
 
-    event["mail"]["tags"]["delivery"] = [Recipient(line.id, "", product_id).tag]
+    event["mail"]["tags"] |= {name: [value] for name, value in Recipient(line.id, "", product_id).tags.items()}
     event["mail"]["messageId"] = "0100-of-this-one"
     take(json.dumps(event))
 

@@ -14,7 +14,7 @@ from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, registrations
+from registration import addresses, registrations, versions
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
 from registration.models import (
@@ -85,14 +85,14 @@ def test_each_version_and_distribution_is_remembered_once_with_first_and_last_ti
 
 def test_of_the_installations_of_one_address_the_hundred_seen_last_are_kept() -> None:
     """Anybody can report any text for any address."""
-    for number in range(registrations.MOST_INSTALLATIONS + 5):
+    for number in range(versions.MOST_INSTALLATIONS + 5):
         report = InstallationReport(f"7.0.{number}")
         register("ann@example.org", installation=report, now=NOW + timedelta(seconds=number))
         register("ann@example.org", installation=InstallationReport("7.0.0"), now=NOW + timedelta(seconds=number))
     register("bob@example.org", installation=InstallationReport("7.0.1"))
 
     kept = db.session.execute(select(Installation.version).order_by(Installation.id)).scalars().all()
-    assert len(kept) == registrations.MOST_INSTALLATIONS + 1
+    assert len(kept) == versions.MOST_INSTALLATIONS + 1
     assert set(kept).isdisjoint({"7.0.2", "7.0.3", "7.0.4", "7.0.5"})
     assert {"7.0.0", "7.0.6", "7.0.104"} <= set(kept)
 

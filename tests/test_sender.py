@@ -33,7 +33,7 @@ from registration.models import (
     RegistrationStatus,
 )
 from registration.pacing import BulkTurn
-from registration.sender import Sender
+from registration.sender import Call, Sender
 
 from . import factories, ledgers
 from .ledgers import commit
@@ -691,18 +691,25 @@ def test_a_mail_service_that_cannot_be_reached_for_long_is_told_as_the_reason(
 ) -> None:
     factories.register(4)
     broadcast_id = factories.start_broadcast()
-    mailer.script = [always(Verdict.UNREACHED)] * 2
-    monkeypatch.setattr(sender_module, "UNREACHED_SECONDS", 60.0)
-    work(scripted)
-    assert progress(broadcast_id).status is BroadcastStatus.SENT
+    clock = [1000.0]
+    monkeypatch.setattr(sender_module.time, "monotonic", lambda: clock[0])
 
-    other = factories.start_broadcast("Another")
-    mailer.script = [always(Verdict.UNREACHED)] * 2
-    monkeypatch.setattr(sender_module, "UNREACHED_SECONDS", 0.0)
-    work(scripted)
+    def heed(verdict: Verdict, seconds: float) -> BroadcastStatus:
+        clock[0] += seconds
+        scripted._heed(call, [Outcome(verdict, reason="Because.")] * 2)
+        return progress(broadcast_id).status
 
-    figures = progress(other)
-    assert (figures.status, figures.failed, figures.reason) == (BroadcastStatus.PAUSED, 0, "Because.")
+    commit(ledger.fill, broadcast_id)
+    scripted.look()
+    call = Call(broadcast_id, ledger.Batch("one", []), 0.0)
+    sending, paused = BroadcastStatus.SENDING, BroadcastStatus.PAUSED
+    assert heed(Verdict.UNREACHED, 3600.0) is sending
+    assert heed(Verdict.UNREACHED, 9.0) is sending
+    assert heed(Verdict.ACCEPTED, 0.5) is sending
+    assert heed(Verdict.UNREACHED, 3600.0) is sending
+    assert heed(Verdict.UNREACHED, 10.0) is paused
+    figures = progress(broadcast_id)
+    assert (figures.failed, figures.reason) == (0, "Because.")
     assert figures.resume_at is not None
 
 

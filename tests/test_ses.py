@@ -104,6 +104,7 @@ def test_every_mail_has_the_headers_of_a_list_and_a_link_of_its_own(
 
     for person, accepted in zip(people, fake.accepted, strict=True):
         assert person.product_id is not None
+        assert accepted.tags.items() >= {"delivery": str(person.delivery_id), "product": "00000000"}.items()
         mail, link = accepted.mail, f"https://registration.example.org/opt-out/{person.product_id.hex}"
         assert mail["List-Unsubscribe"] == f"<{link}>"
         assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"

@@ -47,12 +47,13 @@ class Recipient(NamedTuple):
     product_id: uuid.UUID | None = None
 
     @property
-    def tag(self) -> str:
+    def tags(self) -> dict[str, str]:
         """What the mail service's events carry back: the delivery, and by the beginning of the product id whose it is.
 
         A database that was restored numbers other deliveries alike.
         """
-        return str(self.delivery_id) + (f"-{self.product_id.hex[:8]}" if self.product_id else "")
+        delivery = {"delivery": str(self.delivery_id)}
+        return delivery if self.product_id is None else delivery | {"product": self.product_id.hex[:8]}
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,7 @@ _LINK = secrets.token_hex()
 """Stands for a recipient's link where a body is prepared; nobody's text holds it."""
 _OF_ONE = ',"Headers":%s}},"Destination":{"ToAddresses":[%s]},"EmailTags":%s}'
 """How the JSON of a call with one recipient ends."""
-_ENTRY = (
-    '{"Destination":{"ToAddresses":[%s]},"ReplacementTags":[{"Name":"delivery","Value":"%s"},'
-    + json.dumps(_FEEDBACK_ID)
-    + "]%s}"
-)
+_ENTRY = '{"Destination":{"ToAddresses":[%s]},"ReplacementTags":[' + json.dumps(_FEEDBACK_ID) + "%s]%s}"
 _OWN = (
     ',"ReplacementEmailContent":{"ReplacementTemplate":{"ReplacementTemplateData":%s}}'
     ',"ReplacementHeaders":[{"Name":"List-Unsubscribe","Value":%s}]'
@@ -325,7 +321,8 @@ class SesMailer:
         if recipient.product_id is not None:
             link = json.dumps(self.letterhead.link(recipient.product_id))
             own = _OWN % (json.dumps(f'{{"link":{link}}}'), f'"<{link[1:-1]}>"')
-        return _ENTRY % (json.dumps(recipient.address), recipient.tag, own)
+        tags = "".join(f',{{"Name":"{name}","Value":"{value}"}}' for name, value in recipient.tags.items())
+        return _ENTRY % (json.dumps(recipient.address), tags, own)
 
 
 def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
@@ -441,8 +438,8 @@ def _outcome(judgement: tuple[Verdict, str]) -> Outcome:
 
 
 def _tags(recipient: Recipient) -> Any:
-    """Return the tag that SES events carry back in `mail.tags`, and the one that becomes a header."""
-    return [{"Name": "delivery", "Value": recipient.tag}, _FEEDBACK_ID]
+    """Return the tags that SES events carry back in `mail.tags`, and the one that becomes a header."""
+    return [_FEEDBACK_ID, *({"Name": name, "Value": value} for name, value in recipient.tags.items())]
 
 
 def _headers(headers: Mapping[str, str]) -> Any:

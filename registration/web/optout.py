@@ -14,7 +14,7 @@ from flask.typing import ResponseReturnValue
 from flask_babel import Babel, get_locale, gettext
 
 from .. import confirmations, registrations
-from ..db import db
+from ..db import commit_step, db
 from ..errors import ExpiredLinkException, ForgedLinkException
 from ..models import RegistrationStatus
 from ..tokens import LONGEST_TOKEN, ConfirmationLink, Tokens
@@ -73,8 +73,7 @@ def show(token: str) -> ResponseReturnValue:
 def opt_out(token: str) -> ResponseReturnValue:
     """Opt out; the body does not matter."""
     product_id = _opting_out(token)
-    registrations.opt_out(db.session(), product_id)
-    db.session.commit()
+    commit_step(lambda session: registrations.opt_out(session, product_id))
     return _answer(_standing(token, product_id))
 
 
