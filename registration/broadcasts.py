@@ -443,8 +443,8 @@ def _identity(whom: Audience) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """Return a text without what a form, a file or a command changes at the ends of its lines."""
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+    """Return a text without what a form, a file or a command changes: line ends, blanks, a byte-order mark."""
+    return " ".join(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split())
 
 
 def _digest(*parts: str) -> str:

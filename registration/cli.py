@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from . import audiences, broadcasts, feedback, figures, messages, pacing, terminal
 from .audiences import Audience
 from .broadcasts import Forecast, Progress
-from .db import commit_step, db
+from .db import commit_step, database_time, db
 from .errors import RegistrationError, RepeatedBroadcastException
 
 POLL_SECONDS = 0.5
@@ -263,4 +263,6 @@ def _wake() -> None:
 
 
 def _now() -> datetime:
-    return datetime.now(UTC)
+    now = database_time(db.session())
+    db.session.rollback()
+    return now

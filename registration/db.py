@@ -183,6 +183,14 @@ def commit_step(step: Callable[[Session], Result], tries: int = TRIES) -> Result
     return done
 
 
+def database_time(session: Session) -> datetime:
+    """Return the time by the database's clock, which all machines share; on SQLite it is this machine's."""
+    if session.get_bind().dialect.name == "sqlite":
+        return datetime.now(UTC)
+    there: datetime = session.execute(select(func.utc_timestamp(6))).scalar_one()
+    return there.replace(tzinfo=UTC)
+
+
 def clock_offset(session: Session) -> timedelta:
     """Return by how much the database's clock is ahead of this machine's; on SQLite both are one.
 
@@ -197,9 +205,9 @@ def clock_offset(session: Session) -> timedelta:
 def _ask_for_time(session: Session) -> tuple[float, timedelta]:
     """Return how long the database took to tell the time, in seconds, and how far ahead that is."""
     asked_at, begun = datetime.now(UTC), time.monotonic()
-    there = session.execute(select(func.utc_timestamp(6))).scalar_one()
+    there = database_time(session)
     seconds = time.monotonic() - begun
-    return seconds, there.replace(tzinfo=UTC) - asked_at - timedelta(seconds=seconds / 2)
+    return seconds, there - asked_at - timedelta(seconds=seconds / 2)
 
 
 def is_deadlock(error: DBAPIError) -> bool:

@@ -29,6 +29,7 @@ from .messages import Message
 from .models import BroadcastStatus
 from .pacing import BulkTurn
 from .tokens import Tokens
+from .trouble import Trouble
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
@@ -50,15 +51,7 @@ call must not come near the next."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
-UNREACHED_SECONDS = 10.0
-"""How long the mail service cannot be reached until its broadcasts say so and rest for a while."""
-MOST_REFUSED = 5
-"""So many addresses refused one after another are not to blame: the sender or the message is."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
-_ALL_REFUSED = (
-    "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
-    "The service's log has its code."
-)
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +93,7 @@ class Sender:
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
-        self._unanswered = self._refused = 0
-        self._unreached_since = math.inf
+        self._trouble = Trouble()
         self._clock_offset = timedelta(0)
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
@@ -145,11 +137,6 @@ class Sender:
         """Whether the last look found a broadcast under way."""
         return bool(self._work)
 
-    def step(self) -> bool:
-        """Look, and send one lot; return whether there was any work. For those who keep their own loop."""
-        tended = self.look()
-        return self.send_lot() or tended
-
     def look(self) -> bool:
         """See what there is to do and do all of it but the sending; return whether there was anything."""
         if self._timetable.is_due("clock", _CLOCK_SECONDS):
@@ -160,7 +147,7 @@ class Sender:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
-            self._unreached_since = math.inf
+            self._trouble = Trouble()
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
@@ -170,12 +157,6 @@ class Sender:
         tended = [self._tend(work) for work in self._work]
         keep_house(self.sessions, self._timetable, self.now(), ip_retention=self.ip_retention)
         return any(tended)
-
-    def send_lot(self) -> bool:
-        """Send one lot of deliveries, call after call; return whether there was any."""
-        for call in (lot := self._claim_lot()):
-            self._carry_out(call)
-        return bool(lot)
 
     def _time(self) -> datetime:
         """Return the time by the database's clock, which leases and the pace of all senders go by."""
@@ -388,38 +369,20 @@ class Sender:
 
     def _heed(self, call: Call, outcomes: Sequence[Outcome]) -> None:
         """Slow down or rest when the outcomes ask for it."""
-        verdicts = [outcome.verdict for outcome in outcomes]
-        throttled = Verdict.THROTTLED in verdicts or Verdict.UNREACHED in verdicts
-        if len(outcomes) > 1:
-            was_one_too_many = self._note_bulk_call(call.bulk_turn, set(verdicts))
-            throttled = throttled and not was_one_too_many
-        self._unanswered = self._unanswered + 1 if set(verdicts) == {Verdict.UNKNOWN} else 0
+        verdicts = {outcome.verdict for outcome in outcomes}
+        was_one_too_many = len(outcomes) > 1 and self._note_bulk_call(call.bulk_turn, verdicts)
         if Verdict.APART in verdicts:
             self._flow.keep_apart()
-            verdicts = [verdict for verdict in verdicts if verdict is not Verdict.APART]
-        self._refused = self._refused + len(verdicts) if set(verdicts) == {Verdict.REFUSED} else 0
-        holds = [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.HELD]
-        if Verdict.UNREACHED not in verdicts:
-            self._unreached_since = math.inf
-        else:
-            self._unreached_since = min(self._unreached_since, time.monotonic())
-            if time.monotonic() - self._unreached_since >= UNREACHED_SECONDS:
-                holds += [outcome.reason or "" for outcome in outcomes if outcome.verdict is Verdict.UNREACHED]
-        if self._refused >= MOST_REFUSED:
-            holds.append(_ALL_REFUSED)
-        if not holds and not throttled and self._unanswered <= 1:
-            return
+        advice = self._trouble.judge(outcomes, time.monotonic())
         with self.sessions.begin() as session:
-            if holds:
-                self._refused = 0
+            if advice.hold is not None:
                 self._sending.discard(call.broadcast_id)
-                broadcasts.hold(session, call.broadcast_id, reason=holds[0], now=self._time())
+                broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=self._time())
                 log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": call.broadcast_id})
-            elif throttled:
+            elif advice.slow_down and not was_one_too_many:
                 pacing.slow_down(session, now=self._time().timestamp())
-            else:
-                rest = min(TROUBLE_SECONDS * 2.0**self._unanswered, 30.0)
-                pacing.back_off(session, rest, now=self._time().timestamp())
+            elif advice.rest_seconds:
+                pacing.back_off(session, advice.rest_seconds, now=self._time().timestamp())
 
     def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:
         """Note whether a bulk call was let through; return whether it was refused for being one too many."""

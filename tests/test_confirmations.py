@@ -29,6 +29,7 @@ from registration.sender import Sender
 from registration.tokens import Tokens
 
 from . import factories, ses_events
+from .stepping import work
 
 S = RegistrationStatus
 
@@ -192,8 +193,7 @@ def test_variations_of_an_address_get_one_mail_a_day_between_them(
 
 def received(settings: dict[str, str], sender: Sender) -> list[tuple[str, str]]:
     """Let the sender do all there is to do; return to which address each mail went, and its subject."""
-    while sender.step():
-        pass
+    work(sender)
     files = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
     mails = [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
     return sorted((mail["To"], mail["Subject"]) for mail in mails)

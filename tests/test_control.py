@@ -26,6 +26,7 @@ from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import Broadcast, BroadcastRequest, Delivery, RegistrationStatus
+from registration.web import control
 
 from . import factories, ses_events
 from .conftest import HEADERS, PIN
@@ -447,6 +448,24 @@ def test_a_step_that_gave_way_to_a_sender_is_taken_again(
     monkeypatch.setattr(broadcasts, "pause", give_way)
 
     assert post(client, f"/{broadcast_id}/pause").json["status"] == "paused"
+
+
+def test_a_retry_goes_by_the_clock_that_deliveries_are_settled_by(
+    application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web host whose clock was behind answered 200 and queued nobody."""
+    register(application, 2)
+    mailer = SlowMailer(outcome=Outcome(Verdict.REFUSED, reason="No such mailbox."))
+    with sending(application, mailer):
+        broadcast_id = post(client, **NOTICE).json["broadcastId"]
+        until(lambda: get(client, f"/{broadcast_id}").json["status"] == "sent")
+    ahead = timedelta(hours=1)
+    monkeypatch.setattr(control, "database_time", lambda _: datetime.now(UTC) + ahead)
+    with application.app_context():
+        db.session.execute(update(Delivery).values(settled_at=datetime.now(UTC) + ahead / 2))
+        db.session.commit()
+
+    assert post(client, f"/{broadcast_id}/retry").json["remaining"] == 2
 
 
 def test_a_retry_ends_although_the_mail_service_refuses_at_once(application: Flask, client: FlaskClient) -> None:

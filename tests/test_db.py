@@ -21,6 +21,7 @@ from registration.db import (
     ROWS,
     autocommit,
     clock_offset,
+    database_time,
     db,
     engine_options,
     fail_fast,
@@ -154,6 +155,20 @@ def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OperationalError):
         engine.connect()
     assert asked == [CONNECT_SECONDS]
+
+
+def test_the_time_is_that_of_the_databases_clock() -> None:
+    """Where it has one: MariaDB lets a session have a time of its own."""
+    session = db.session()
+    is_server = session.get_bind().dialect.name == "mysql"
+    there = NOW - timedelta(days=30) if is_server else datetime.now(UTC)
+    if is_server:
+        session.execute(text("SET timestamp = :there"), {"there": there.timestamp()})
+    try:
+        assert abs(database_time(session) - there) < timedelta(seconds=10)
+    finally:
+        if is_server:
+            session.execute(text("SET timestamp = DEFAULT"))
 
 
 def test_the_databases_clock_is_this_machines_when_it_runs_here() -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import broadcasts, flow, ledger, pacing
+from registration import broadcasts, flow, ledger, pacing, trouble
 from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.db import db
@@ -37,6 +37,7 @@ from registration.sender import Call, Sender
 
 from . import factories, ledgers
 from .ledgers import commit
+from .stepping import step, work
 from .waiting import until
 
 ACCEPTED = Outcome(Verdict.ACCEPTED, message_id="0100-1")
@@ -94,12 +95,6 @@ def running(sender: Sender) -> Iterator[None]:
         sender.stop()
         thread.join(10)
     assert not thread.is_alive()
-
-
-def work(sender: Sender) -> None:
-    """Let the sender work until it has nothing to do."""
-    while sender.step():
-        pass
 
 
 def progress(broadcast_id: int) -> Progress:
@@ -212,7 +207,7 @@ def test_nobody_who_opted_out_meanwhile_is_mailed(scripted: Sender, mailer: Scri
     factories.register(40)
     broadcast_id = factories.start_broadcast()
     limited = replace(scripted, rate_limit=20.0)
-    limited.step()
+    step(limited)
     sent = len(mailer.sent)
     db.session.execute(update(Registration).values(status=RegistrationStatus.OPTED_OUT))
     db.session.commit()
@@ -624,7 +619,7 @@ def test_what_is_taken_apart_goes_on_in_calls_of_one_recipient(scripted: Sender,
 
     mailer.script = [refuse_together] * 20
     while not sizes:
-        scripted.step()
+        step(scripted)
     first = len(sizes)
 
     work(scripted)
@@ -644,7 +639,7 @@ def test_refusals_beside_what_is_taken_apart_count_as_refused_in_a_row(
     work(scripted)
 
     figures = progress(broadcast_id)
-    assert (figures.status, figures.failed) == (BroadcastStatus.PAUSED, sender_module.MOST_REFUSED)
+    assert (figures.status, figures.failed) == (BroadcastStatus.PAUSED, trouble.MOST_REFUSED)
 
 
 def test_address_after_address_refused_is_not_blamed_on_the_addresses(scripted: Sender, mailer: ScriptedMailer) -> None:
@@ -656,7 +651,7 @@ def test_address_after_address_refused_is_not_blamed_on_the_addresses(scripted: 
     work(scripted)
 
     figures = progress(broadcast_id)
-    assert (figures.status, figures.failed) == (BroadcastStatus.PAUSED, sender_module.MOST_REFUSED)
+    assert (figures.status, figures.failed) == (BroadcastStatus.PAUSED, trouble.MOST_REFUSED)
     assert "one address after another" in (figures.reason or "")
 
 
@@ -733,7 +728,7 @@ def test_a_call_is_measured_by_the_clock_and_by_the_processor(scripted: Sender, 
         return [ACCEPTED] * len(recipients)
 
     mailer.script = [answer_late]
-    until(lambda: scripted.step() and mailer.sent)
+    until(lambda: step(scripted) and mailer.sent)
 
     (seconds,), (processor_seconds,) = scripted._flow._seconds, scripted._flow._processor_seconds
     assert 0 < processor_seconds < 0.3 <= seconds

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from .. import addresses, audiences, broadcasts, feedback, figures, messages, trials
 from ..audiences import Audience
-from ..db import commit_step, db
+from ..db import commit_step, database_time, db
 from ..errors import (
     InvalidEmailException,
     InvalidEmailMessageException,
@@ -142,7 +142,7 @@ def _idempotency_key() -> str | None:
 
 
 def _send_test(message: Message, address: str) -> ResponseReturnValue:
-    wait = trials.reserve(db.session(), rate_limit=_rate_limit(), now=time.time())
+    wait = trials.reserve(db.session(), rate_limit=_rate_limit(), now=_now().timestamp())
     db.session.commit()
     time.sleep(wait)
     trials.send(current_app.extensions["mailer"](), message, address)
@@ -191,8 +191,8 @@ def _wait_for_end(broadcast_id: int) -> None:
 
 
 def _figures(broadcast_id: int) -> dict[str, Any]:
-    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=_rate_limit())
-    return figures.of(progress, _now())
+    now = _now()
+    return figures.of(broadcasts.progress(db.session(), broadcast_id, now, rate_limit=_rate_limit()), now)
 
 
 def _rate_limit() -> float:
@@ -200,4 +200,4 @@ def _rate_limit() -> float:
 
 
 def _now() -> datetime:
-    return datetime.now(UTC)
+    return database_time(db.session())

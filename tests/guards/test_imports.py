@@ -40,6 +40,7 @@ LEVELS = {
     "registration.terminal": 6,
     "registration.transfers": 6,
     "registration.flow": 5,
+    "registration.trouble": 5,
     "registration.housekeeping": 6,
     "registration.sender": 7,
     "registration.event_queue": 7,

@@ -1,0 +1,70 @@
+"""What has gone wrong in the calls of a sender of late, and what is to be done about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .mailers import Outcome, Verdict
+
+UNREACHED_SECONDS = 10.0
+"""How long the mail service cannot be reached until its broadcasts say so and rest for a while."""
+MOST_REFUSED = 5
+"""So many addresses refused one after another are not to blame: the sender or the message is."""
+FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 4.0, 30.0
+"""How long all senders rest after two calls in a row without an answer, twice as long after each more, and at most."""
+_ALL_REFUSED = (
+    "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
+    "The service's log has its code."
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do after a call: let its broadcast rest, for the reason `hold`; slow down; let all rest for a while."""
+
+    hold: str | None
+    slow_down: bool
+    rest_seconds: float
+
+
+class Trouble:
+    """Judges the calls of one sender by their outcomes, one call after another."""
+
+    def __init__(self) -> None:
+        self._unanswered = self._refused = 0
+        self._unreached_since = math.inf
+
+    def judge(self, outcomes: Sequence[Outcome], now: float) -> Advice:
+        """Return what to do after a call; `now` is in seconds of a clock that only goes forward."""
+        verdicts = {outcome.verdict for outcome in outcomes}
+        reasons = self._held(outcomes), self._out_of_reach(outcomes, now), self._all_refused(outcomes)
+        hold = next((reason for reason in reasons if reason is not None), None)
+        if hold is not None:
+            self._refused = 0
+        self._unanswered = self._unanswered + 1 if verdicts == {Verdict.UNKNOWN} else 0
+        rest = FIRST_REST_SECONDS * 2.0 ** min(self._unanswered - 2, 10) if self._unanswered > 1 else 0.0
+        return Advice(
+            hold,
+            slow_down=bool(verdicts & {Verdict.THROTTLED, Verdict.UNREACHED}),
+            rest_seconds=min(rest, LONGEST_REST_SECONDS),
+        )
+
+    def _held(self, outcomes: Sequence[Outcome]) -> str | None:
+        return _first_reason(outcomes, Verdict.HELD)
+
+    def _out_of_reach(self, outcomes: Sequence[Outcome], now: float) -> str | None:
+        reason = _first_reason(outcomes, Verdict.UNREACHED)
+        self._unreached_since = math.inf if reason is None else min(self._unreached_since, now)
+        return reason if now - self._unreached_since >= UNREACHED_SECONDS else None
+
+    def _all_refused(self, outcomes: Sequence[Outcome]) -> str | None:
+        """Return whether too many have been refused in a row; who is to be tried alone has not been judged yet."""
+        judged = [outcome.verdict for outcome in outcomes if outcome.verdict is not Verdict.APART]
+        self._refused = self._refused + len(judged) if set(judged) == {Verdict.REFUSED} else 0
+        return _ALL_REFUSED if self._refused >= MOST_REFUSED else None
+
+
+def _first_reason(outcomes: Sequence[Outcome], verdict: Verdict) -> str | None:
+    return next((outcome.reason or "" for outcome in outcomes if outcome.verdict is verdict), None)
