@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from sqlalchemy import create_engine
@@ -68,7 +67,7 @@ def _fill(server: mariadb.Server, size: int) -> str:
     more = True
     while more:
         with Session(engine) as session, session.begin():
-            more = registrations.remember_count(session, before=datetime.now(UTC) - timedelta(minutes=2))
+            more = registrations.remember_count(session, up_to=size)
     engine.dispose()
     return url
 

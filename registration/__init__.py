@@ -32,7 +32,7 @@ from .mailers import Mailer
 from .mailers.letters import Letterhead
 from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
-from .registrations import Registrar
+from .registrations import ConfirmedCount, Registrar
 from .sender import Sender
 from .tokens import Tokens
 from .web import api, control, deliveries, errors, headers, health, installations, optout, request_log
@@ -100,6 +100,7 @@ def _set_up_database(application: Flask, url: str) -> None:
             tokens=application.extensions["tokens"],
             confirm=application.config["CONFIRM_REGISTRATIONS"],
         )
+        application.extensions["confirmed_count"] = ConfirmedCount(db.engines[AUTOCOMMIT])
         for engine in () if is_file else db.engines.values():
             fail_fast(engine)
     Migrate(application, db, directory=str(MIGRATIONS))

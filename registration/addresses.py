@@ -11,6 +11,8 @@ from .errors import InvalidEmailException
 _DOTS_IGNORED = {"gmail.com": "gmail.com", "googlemail.com": "gmail.com"}
 """Domains at which a dot in the local part makes no other mailbox, and their one name:
 https://support.google.com/mail/answer/7436150"""
+_ENCODED_WORD = "=?"
+"""How what mail programs decode in a header begins (RFC 2047): the mail would be to somebody else, or to nobody."""
 LONGEST_ADDRESS = 254
 """Characters of an address that fits an SMTP path (RFC 5321 section 4.5.3.1.3, erratum 1690)."""
 LONGEST_LOCAL_PART = 64
@@ -41,6 +43,8 @@ def normalise(text: str) -> Address:
         validated = validate_email(text, check_deliverability=False, allow_smtputf8=False)
     except EmailNotValidError as error:
         raise InvalidEmailException(f"The e-mail address is not valid: {error}") from error
+    if _ENCODED_WORD in validated.local_part:
+        raise InvalidEmailException(f"The e-mail address is not valid: it has {_ENCODED_WORD} before the @-sign.")
     if len(validated.local_part) > LONGEST_LOCAL_PART:
         raise InvalidEmailException(
             f"The e-mail address has more than {LONGEST_LOCAL_PART} characters before the @-sign."

@@ -1,7 +1,7 @@
 """Confirmation mails: anybody can type anybody's address, so its owner is asked, once a day at most.
 
-Whoever registers leaves a request here, and the sender takes it. A mail that leaves or may have left uses up the day;
-one more mail of the mailbox waits for the next.
+Whoever registers leaves a request here, and the sender takes it. A mailbox gets at most one mail in 24 hours, counting
+those that may have left; one more may wait for the next day.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ def request(connection: Connection, address_key: str, now: datetime) -> None:
 
 def are_due(session: Session, now: datetime) -> bool:
     """Return whether a mail is due."""
-    return (
-        session.execute(select(ConfirmationRequest.due_at).where(ConfirmationRequest.due_at <= now)).first() is not None
-    )
+    due = select(ConfirmationRequest.due_at).where(ConfirmationRequest.due_at <= now)
+    return session.execute(due.limit(1)).first() is not None
 
 
 def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list[Confirmation]:
@@ -96,16 +95,14 @@ def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list
     return taken
 
 
-def give_back(
-    session: Session, confirmation: Confirmation, now: datetime, *, taken_at: datetime, tokens: Tokens
-) -> None:
+def give_back(session: Session, confirmation: Confirmation, taken_at: datetime, *, tokens: Tokens) -> None:
     """Let a mail that certainly did not leave be taken again in a while, unless its owner said no meanwhile."""
     session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == _mailbox(confirmation.email, tokens)))
     taken = update(Registration).where(
         Registration.id == confirmation.registration_id, Registration.confirmation_sent_at == taken_at
     )
     if rows_matched(session, taken.values(confirmation_sent_at=None)):
-        session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=now + LATER))
+        session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=taken_at + LATER))
 
 
 def drop(session: Session, *those: ColumnElement[bool]) -> None:

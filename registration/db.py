@@ -1,7 +1,7 @@
 """The database: the declarative base, the Flask extension, and the column types that models share.
 
 The web process has three connection pools. `db.session` runs transactions, at READ COMMITTED on MySQL because senders
-that claim work at the same time deadlock under REPEATABLE READ. `autocommit()` gives connections on which every
+that claim work at the same time deadlock under REPEATABLE READ. On the connections of `AUTOCOMMIT` every
 statement commits itself, since a COMMIT of its own would be half of the time of a quick one. `ROWS` is for the
 transactions that insert registrations, those of several requests in one (see `group_commit`).
 """
@@ -12,7 +12,6 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast
@@ -138,21 +137,6 @@ class Names(TypeDecorator[StrEnum]):
         return None if value is None else self.names(value)
 
 
-def autocommit() -> AbstractContextManager[Connection]:
-    """Return a connection on which every statement commits itself, alive; its pool does not look (see `repeatable`)."""
-    engine = db.engines[AUTOCOMMIT]
-    connection = engine.connect()
-    begun = time.monotonic()
-    try:
-        connection.exec_driver_sql("SELECT 1")
-    except DBAPIError as error:
-        connection.close()
-        if not _was_dead(error, begun):
-            raise
-        return engine.connect()
-    return connection
-
-
 def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
     """Do work on a connection that may be dead, and once more on a new one if it was or had to give way to another.
 
@@ -233,7 +217,7 @@ def engine_options(
 
     A dead connection is noticed before it is used and replaced, and rolled back before it is put back; `careful` off
     saves both round trips, for those who end every transaction themselves and try again after an error. So does
-    `autocommit`, of which `autocommit()` and `repeatable` take care. Parameters stay out of error messages, because
+    `autocommit`, of which `repeatable` takes care. Parameters stay out of error messages, because
     they hold addresses.
     """
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}

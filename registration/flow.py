@@ -16,14 +16,16 @@ from . import pacing
 AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
 """How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
 both together, and a pause takes no longer."""
+RESTING_SECONDS = 2 * (AHEAD_SECONDS + LOT_SECONDS)
+"""From how far away the next free instant means that all senders rest: claims made ahead do not explain it."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
 """Calls at once. A process that dies leaves up to a copy for each recipient in them, so there are more of one each."""
 UNKNOWN_CALL_SECONDS = 0.25
-"""What a call is taken to last before there was one: calls that wait for a thread would leave late and together."""
+"""What a call is assumed to last until one was measured: if less, too few threads would start, and calls be late."""
 CALL_PROCESSOR_SECONDS = 0.006
-"""What a call is taken to cost before there was one: as much as one with fifty recipients."""
+"""What a call is assumed to cost until one was measured: as much as one with fifty recipients."""
 CALLS_SHARE = 0.8
 """Of the time of a busy process; claims and looks take the rest."""
 BEHIND_SECONDS = 0.1

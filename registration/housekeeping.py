@@ -1,18 +1,21 @@
-"""What the sender does beside sending, at times: the count of registrations, and what is to be forgotten."""
+"""What a sender does beside sending, at times: the count of registrations, and what is to be forgotten."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session, sessionmaker
 
 from . import confirmations, feedback, pins, registrations
 
-COUNT_SECONDS, FORGET_SECONDS = 60.0, 3600.0
+MINUTE, HOUR = 60.0, 3600.0
+COUNT_MARGIN_SECONDS = 120.0
+"""Longer than any transaction that writes registrations takes."""
 MOST_CHUNKS = 20
 """Of old events forgotten, or of registrations counted, at once: the sender is not to be held up."""
-COUNT_MARGIN = timedelta(minutes=2)
 
 
 class Timetable:
@@ -33,26 +36,48 @@ class Timetable:
         return chore in self._next
 
 
-def keep_house(
-    sessions: sessionmaker[Session], timetable: Timetable, now: datetime, *, ip_retention: timedelta
-) -> None:
-    """Keep the count of registrations short; forget wrong pins, mails, events and IP addresses after their time."""
-    if timetable.is_due("count", COUNT_SECONDS):
-        for _ in range(MOST_CHUNKS):
-            with sessions.begin() as session:
-                if not registrations.remember_count(session, before=now - COUNT_MARGIN):
-                    break
-        with sessions.begin() as session:
-            pins.forget(session, now)
-            confirmations.forget(session, now)
-    if timetable.is_due("forget events", COUNT_SECONDS):
-        for _ in range(MOST_CHUNKS):
-            with sessions.begin() as session:
-                if not feedback.forget(session, now):
-                    break
-    if timetable.is_due("forget IP addresses", FORGET_SECONDS):
-        with sessions.begin() as session:
+class Housekeeper:
+    """Keeps the count of registrations short; forgets wrong pins, mails, events and IP addresses after their time."""
+
+    def __init__(self, sessions: sessionmaker[Session], *, ip_retention: timedelta) -> None:
+        self._sessions = sessions
+        self._ip_retention = ip_retention
+        self._timetable = Timetable()
+        self._highest_ids: deque[tuple[float, int]] = deque()
+
+    def work(self, now: datetime) -> None:
+        """Do the chores that are due."""
+        if self._timetable.is_due("count", MINUTE):
+            self._count()
+        if self._timetable.is_due("forget", MINUTE):
+            with self._sessions.begin() as session:
+                pins.forget(session, now)
+                confirmations.forget(session, now)
+            self._repeat(lambda session: bool(feedback.forget(session, now)))
+        if self._timetable.is_due("forget IP addresses", HOUR):
+            self._forget_ip_addresses(now)
+
+    def _count(self) -> None:
+        """Remember the count up to what was the highest id a while ago."""
+        with self._sessions.begin() as session:
+            self._highest_ids.append((time.monotonic(), registrations.highest_id(session)))
+        long_ago = time.monotonic() - COUNT_MARGIN_SECONDS
+        while len(self._highest_ids) > 1 and self._highest_ids[1][0] <= long_ago:
+            self._highest_ids.popleft()
+        seen_at, highest_id = self._highest_ids[0]
+        if seen_at <= long_ago:
+            self._repeat(lambda session: registrations.remember_count(session, up_to=highest_id))
+
+    def _forget_ip_addresses(self, now: datetime) -> None:
+        with self._sessions.begin() as session:
             windows = registrations.ip_address_windows(session)
         for window in windows:
-            with sessions.begin() as session:
-                registrations.forget_ip_addresses(session, window=window, before=now - ip_retention)
+            with self._sessions.begin() as session:
+                registrations.forget_ip_addresses(session, window=window, before=now - self._ip_retention)
+
+    def _repeat(self, step: Callable[[Session], bool]) -> None:
+        """Take a step, each time in a transaction of its own, until it says that there is no more, or for this time."""
+        for _ in range(MOST_CHUNKS):
+            with self._sessions.begin() as session:
+                if not step(session):
+                    break

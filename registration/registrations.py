@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ Row = dict[str, Any]
 Who = uuid.UUID | Address
 """A registration, by its product id or its address."""
 
+CONFIRMED_SECONDS = 60.0
+"""How old the number of confirmed registrations may be that is told."""
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
@@ -297,10 +301,25 @@ def _confirmable_by(link: ConfirmationLink) -> ColumnElement[bool]:
     return (Registration.product_id == link.product_id) & Registration.status.in_(confirmations.CONFIRMABLE) & is_newest
 
 
-def count_unconfirmed(connection: Connection) -> int:
-    """Return how many registrations wait for their confirmation; it looks at all of them."""
-    unconfirmed = select(func.count()).where(Registration.status == RegistrationStatus.UNCONFIRMED)
-    return connection.execute(unconfirmed).scalar_one()
+class ConfirmedCount:
+    """How many registrations get notices, where each has to be confirmed first; for any number of threads.
+
+    That goes through all of them, so it is looked up only when somebody asks, and once a minute at most.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = threading.Lock()
+        self._known, self._fresh_until = 0, 0.0
+
+    def get(self) -> int:
+        """Return the number, up to a minute old."""
+        with self._turn:
+            if time.monotonic() >= self._fresh_until:
+                active = select(func.count()).where(Registration.status == RegistrationStatus.ACTIVE)
+                self._known = repeatable(self._engine, lambda connection: connection.execute(active).scalar_one())
+                self._fresh_until = time.monotonic() + CONFIRMED_SECONDS
+            return self._known
 
 
 def count(connection: Connection) -> int:
@@ -336,24 +355,26 @@ def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
     return [VersionCount(version, distribution, number, key is not None) for version, distribution, number, key in rows]
 
 
-def remember_count(session: Session, *, before: datetime) -> bool:
-    """Move the remembered count up by the next registrations created before a time; return whether there may be more.
+def highest_id(session: Session) -> int:
+    """Return the highest id of a registration; 0 if there is none."""
+    return session.execute(select(func.max(Registration.id))).scalar() or 0
 
-    A few thousand at once, because whoever erases a registration waits for the row of the count meanwhile.
-    `before` must be long enough ago that no statement begun then is still running, because ids are given out
-    before they are committed. Whoever deletes a registration locks the row of the count first, in the same way.
+
+def remember_count(session: Session, *, up_to: int) -> bool:
+    """Move the remembered count up by the next registrations up to an id; return whether there may be more.
+
+    A few thousand at once, because whoever erases a registration waits for the row of the count meanwhile. `up_to`
+    must have been the highest id so long ago that no transaction of then is still open, because ids are given out
+    before they are committed: a lower one that came later would never be counted.
     """
     remembered = session.execute(select(RegistrationCount).with_for_update()).scalar_one()
-    newer = select(Registration.id, Registration.created_at).where(Registration.id > remembered.up_to_id)
+    newer = select(Registration.id).where(Registration.id > remembered.up_to_id, Registration.id <= up_to)
     window = newer.order_by(Registration.id).limit(_IDS_AT_ONCE).subquery()
-    last = session.execute(select(func.max(window.c.id)).where(window.c.created_at < before)).scalar()
-    if last is None:
-        return False
-    passed = select(func.count()).where(Registration.id > remembered.up_to_id, Registration.id <= last)
-    number = session.execute(passed).scalar_one()
-    remembered.registrations += number
-    remembered.up_to_id = last
-    return number >= _IDS_AT_ONCE
+    last, number = session.execute(select(func.max(window.c.id), func.count()).select_from(window)).one()
+    if last is not None:
+        remembered.registrations += number
+        remembered.up_to_id = last
+    return bool(number == _IDS_AT_ONCE)
 
 
 def ip_address_windows(session: Session) -> range:

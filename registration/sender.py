@@ -17,12 +17,13 @@ from functools import lru_cache, partial
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import broadcasts, confirmations, ledger, pacing
+from . import broadcasts, ledger, pacing
 from .broadcasts import Work
+from .confirmation_sender import ConfirmationSender
 from .db import clock_offset, is_deadlock
-from .flow import AHEAD_SECONDS, LOT_SECONDS, Flow
+from .flow import AHEAD_SECONDS, RESTING_SECONDS, Flow
 from .group_commit import GroupCommit
-from .housekeeping import Timetable, keep_house
+from .housekeeping import Housekeeper, Timetable
 from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
@@ -41,17 +42,19 @@ SETTLE_SECONDS = 5.0
 RELEASE_SECONDS = 1.0
 """How long what waits is given back; then it is left to the end of its leases."""
 GRACE_SECONDS = 15.0
-"""How long no lease is taken as run out after a sender's start and after trouble with the database.
+"""For so long after its start or trouble with the database a sender leaves leases alone that have run out.
 
-The outcome of its call may be waiting to be written: by another sender, if the trouble was before this one's start.
+Another sender may still be about to write the outcomes of those calls down.
 """
 LATE_SECONDS, LATE_BESIDE_SECONDS = 0.5, 0.1
-"""A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. A scarce bulk
-call must not come near the next."""
+"""A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. Scarce bulk
+calls have less time, so that a late one does not run into the next."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
+
+_FAILED = "The call failed as nobody foresaw; the message may have been accepted. The service's log has the error."
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +103,10 @@ class Sender:
         self._claim_at = 0.0
         self._settled = GroupCommit(self._write_down)
         self._timetable = Timetable()
+        self._housekeeper = Housekeeper(self.sessions, ip_retention=self.ip_retention)
+        self._confirmations = self.tokens and ConfirmationSender(
+            self.sessions, self.mailer, self.tokens, self.rate_limit, self.stopping
+        )
         self._message_of = lru_cache(maxsize=8)(self._load_message)
 
     def run(self) -> None:
@@ -153,9 +160,10 @@ class Sender:
             with self.sessions.begin() as session:
                 self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
                 self._flow.are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
-        self._send_confirmations()
+        if self._confirmations:
+            self._confirmations.send(now, BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
         tended = [self._tend(work) for work in self._work]
-        keep_house(self.sessions, self._timetable, self.now(), ip_retention=self.ip_retention)
+        self._housekeeper.work(now)
         return any(tended)
 
     def _time(self) -> datetime:
@@ -239,7 +247,8 @@ class Sender:
             return []
         now, begun, rate = self._time(), time.monotonic(), self._flow.steady_rate
         turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=AHEAD_SECONDS)
-        if turn is BulkTurn.NOT_YET or self._are_all_resting(session, rate, now):
+        are_all_resting = pacing.free_in(session, rate=rate, now=now.timestamp()) > RESTING_SECONDS
+        if turn is BulkTurn.NOT_YET or are_all_resting:
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
@@ -300,11 +309,22 @@ class Sender:
             self._release(call)
             return True
         begun, processor_begun = time.monotonic(), time.thread_time()
-        outcomes = self.mailer.send(message, call.batch.recipients)
+        outcomes = self._call(message, call.batch.recipients)
         self._settle(call.batch, outcomes)
         self._flow.note_call(time.monotonic() - begun, time.thread_time() - processor_begun)
         self._heed(call, outcomes)
         return True
+
+    def _call(self, message: Message, recipients: Sequence[Recipient]) -> Sequence[Outcome]:
+        """Make a call. One that fails as nobody foresaw counts as unanswered, and so for one of the attempts there are.
+
+        For a sender that died it does not: they would be called, and perhaps mailed, once a minute for ever.
+        """
+        try:
+            return self.mailer.send(message, recipients)
+        except Exception:
+            log.exception("a call failed as nobody foresaw")
+            return [Outcome(Verdict.UNKNOWN, reason=_FAILED)] * len(recipients)
 
     def _await_instant(self, call: Call) -> bool:
         """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping.
@@ -403,42 +423,6 @@ class Sender:
             with self.sessions.begin() as session:
                 pacing.postpone_bulk_turn(session, now=self._time().timestamp())
         return refused
-
-    def _send_confirmations(self) -> None:
-        """Send the confirmation mails that are due, a few at a time, at the pace that all share.
-
-        None while all rest; they are not worth that nobody looks at the broadcasts meanwhile.
-        """
-        if self.tokens is None:
-            return
-        now = self._time()
-        with self.sessions.begin() as session:
-            if not confirmations.are_due(session, now):
-                return
-            rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
-            if self._are_all_resting(session, rate, now):
-                return
-            limit = min(BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS, max(1.0, rate * LOT_SECONDS))
-            due = confirmations.take(session, now, tokens=self.tokens, limit=int(limit))
-            wait = pacing.reserve(session, len(due), rate=rate, now=now.timestamp())
-        self.stopping.wait(wait)
-        for confirmation in due:
-            verdict = None if self.stopping.is_set() else self._confirm(confirmation, self.tokens, now)
-            if verdict in (None, Verdict.THROTTLED, Verdict.UNREACHED, Verdict.HELD):
-                with self.sessions.begin() as session:
-                    confirmations.give_back(session, confirmation, self.now(), taken_at=now, tokens=self.tokens)
-                    if verdict is Verdict.THROTTLED:
-                        pacing.slow_down(session, now=self._time().timestamp())
-
-    def _confirm(self, confirmation: confirmations.Confirmation, tokens: Tokens, now: datetime) -> Verdict:
-        message = confirmations.compose(tokens.confirmation_url(confirmation.product_id, now))
-        (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
-        return outcome.verdict
-
-    @staticmethod
-    def _are_all_resting(session: Session, rate: float, now: datetime) -> bool:
-        """Return whether the next free instant is further away than claims made ahead explain."""
-        return pacing.free_in(session, rate=rate, now=now.timestamp()) > 2 * (AHEAD_SECONDS + LOT_SECONDS)
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
         """Do a piece of work; a failure is logged and waited out."""

@@ -127,7 +127,7 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
     erased stays away. Two lines with one address are one registration. Raises IntegrityError when somebody else
     registers one of the addresses meanwhile; then the chunk is to be tried again.
     """
-    # Ids of old dates: nobody may move the remembered count past them while others are still being written.
+    # Two imports wait for each other. And on SQLite who has read may not write any more once somebody else has.
     registrations.lock_count(session)
     tally = Tally()
     erased = is_erased(session, [line.address.key for line in lines])

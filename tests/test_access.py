@@ -73,6 +73,7 @@ def test_a_pin_may_hold_any_character(build: Callable[..., FlaskClient], pin: st
 
     assert client.get("/guarded/ann", headers={"Authorization": f"Bearer {as_wsgi_has_it}"}).status_code == 200
     assert client.post("/guarded/ann", data={"secretPin": pin}).status_code == 200
+    assert client.post("/guarded/ann", data={"secretPin": f" {pin}\n"}).status_code == 200
     assert client.post("/guarded/ann", json={"secretPin": pin}).status_code == 200
 
 

@@ -10,7 +10,7 @@ from registration.addresses import LONGEST_ADDRESS, LONGEST_LOCAL_PART, Address,
 from registration.errors import InvalidEmailException
 
 ATOMS = st.text("abcXYZ019!#$%&'*+-/=?^_`{|}~", min_size=1, max_size=12)
-LOCAL_PARTS = st.lists(ATOMS, min_size=1, max_size=4).map(".".join)
+LOCAL_PARTS = st.lists(ATOMS, min_size=1, max_size=4).map(".".join).filter(lambda text: "=?" not in text)
 LABELS = st.text("abcXYZ019\u00e9\u00fc\u044f\u5927", min_size=1, max_size=12)
 DOMAINS = st.builds(
     "{}.{}".format, st.lists(LABELS, min_size=1, max_size=3).map(".".join), st.sampled_from(["org", "De"])
@@ -62,6 +62,8 @@ def test_an_address_is_stored_as_typed_and_its_domain_as_punycode(text: str, add
         ("\u0430nn@example.org", "not valid"),
         ("a\ufb01x@example.org", "not valid"),
         ("ann\uff20example.org", "not valid"),
+        ("=?utf-8?q?bob?=@example.org", "=\\?"),
+        ("ann.=?utf-8?q?a=0Ab?=@example.org", "=\\?"),
     ],
 )
 def test_what_ses_cannot_mail_is_refused_with_the_reason(text: str, reason: str) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,11 +16,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import sessionmaker
 
-from registration import addresses, confirmations, feedback, pacing
-from registration.db import autocommit, db
-from registration.mailers import Outcome, Verdict
+from registration import addresses, confirmations, feedback, registrations
+from registration.db import AUTOCOMMIT, db
 from registration.mailers.letters import STOP
-from registration.models import ConfirmationMail, Pace, Registration, RegistrationStatus
+from registration.models import ConfirmationMail, Registration, RegistrationStatus
 from registration.sender import Sender
 from registration.tokens import Tokens
 
@@ -284,7 +279,7 @@ def test_a_mailbox_gets_another_mail_the_next_day() -> None:
     for hours, expected in ((0, 1), (23, 0), (25, 1)):
         email = f"ann+{hours}@gmail.com"
         factories.register_as(email, status=S.UNCONFIRMED)
-        with autocommit() as connection:
+        with db.engines[AUTOCOMMIT].connect() as connection:
             confirmations.request(connection, email, now)
         taken = take(now + timedelta(hours=hours))
         db.session.commit()
@@ -368,7 +363,7 @@ def test_a_new_key_for_tokens_does_not_bring_a_second_mail() -> None:
     now, taken = datetime.now(UTC), []
     for tokens in (old, new):
         factories.register_as(email := f"ann+{len(taken)}@example.org", status=S.UNCONFIRMED)
-        with autocommit() as connection:
+        with db.engines[AUTOCOMMIT].connect() as connection:
             confirmations.request(connection, email, now)
         taken.append(len(confirmations.take(db.session(), now, tokens=tokens, limit=10)))
         db.session.commit()
@@ -404,42 +399,6 @@ def test_an_address_is_asked_once_a_day_at_most() -> None:
         db.session.commit()
 
     assert taken == [0, 24, 48]
-
-
-def test_a_mail_that_the_service_does_not_take_yet_is_sent_later(
-    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (email,) = factories.register(status=S.OPTED_OUT)
-    client.post("/api/registration", data={"email": email})
-    verdicts, sent = [Verdict.HELD, Verdict.ACCEPTED], []
-
-    def send(message, recipients):
-        sent.append(recipients[0].address)
-        return [Outcome(verdicts.pop(0))]
-
-    monkeypatch.setattr(sender.mailer, "send", send)
-    sender.look()
-    sender.look()
-    assert sent == [email]
-    sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
-    sender.look()
-    sender.look()
-    assert sent == [email, email]
-
-
-def test_a_sender_that_is_to_end_gives_the_confirmations_that_it_took_back(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
-) -> None:
-    (email,) = factories.register(status=S.OPTED_OUT)
-    client.post("/api/registration", data={"email": email})
-    sender.stop()
-    sender.look()
-    assert mails(settings) == []
-
-    later = replace(sender, stopping=threading.Event(), now=lambda: datetime.now(UTC) + timedelta(minutes=2))
-    later.look()
-
-    assert len(mails(settings)) == 1
 
 
 def test_who_opts_out_or_complains_gets_no_confirmation_mail_that_is_still_due(
@@ -482,63 +441,6 @@ def test_who_opts_out_while_the_mails_are_taken_gets_none(client: FlaskClient, m
     assert db.session.execute(select(Registration.confirmation_sent_at)).scalar_one() is None
 
 
-def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
-    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (email,) = factories.register(status=S.UNCONFIRMED)
-    client.post("/api/registration", data={"email": email})
-    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
-    db.session.rollback()
-    sent = []
-
-    def hold(message, recipients):
-        client.post(link.removeprefix("http://127.0.0.1:5000"))
-        sent.append(recipients)
-        return [Outcome(Verdict.HELD)]
-
-    monkeypatch.setattr(sender.mailer, "send", hold)
-    sender.look()
-    sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
-    sender.look()
-
-    assert len(sent) == 1
-
-
-def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
-) -> None:
-    for email in factories.register(10, status=S.UNCONFIRMED):
-        client.post("/api/registration", data={"email": email})
-    slow, begun = replace(sender, rate_limit=2.0), datetime.now(UTC) + timedelta(seconds=5)
-    sent = []
-    for tenths in range(31):
-        slow.now = lambda tenths=tenths: begun + timedelta(seconds=tenths / 10)
-        slow.look()
-        sent.append(len(mails(settings)))
-
-    assert max(after - before for before, after in pairwise(sent)) == 1
-    assert 6 <= sent[-1] <= 8
-
-    pacing.back_off(db.session(), 30.0, now=slow.now().timestamp())
-    db.session.commit()
-    started = time.monotonic()
-    slow.look()
-    assert time.monotonic() - started < 10
-    assert len(mails(settings)) == sent[-1]
-
-
-def test_a_confirmation_mail_that_is_too_fast_slows_all_senders_down(
-    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (email,) = factories.register(status=S.UNCONFIRMED)
-    client.post("/api/registration", data={"email": email})
-    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(Verdict.THROTTLED)])
-
-    sender.look()
-
-    assert db.session.execute(select(Pace.throttled_at)).scalar_one() > 0
-
-
 def test_nobody_is_asked_who_opted_out_of_nothing(
     client: FlaskClient, sender: Sender, settings: dict[str, str]
 ) -> None:
@@ -558,8 +460,13 @@ class TestWithConfirmation:
         return settings | {"CONFIRM_REGISTRATIONS": "true"}
 
     def test_a_new_registration_waits_for_its_confirmation_and_the_count_tells_both(
-        self, client: FlaskClient, sender: Sender, settings: dict[str, str]
+        self,
+        client: FlaskClient,
+        sender: Sender,
+        settings: dict[str, str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(registrations, "CONFIRMED_SECONDS", 0.0)
         factories.register(2)
         assert client.post("/api/registration", data={"email": "ann@example.org"}).status_code == 201
 

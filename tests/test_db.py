@@ -19,7 +19,6 @@ from registration.db import (
     LOCK_SECONDS,
     REFUSED_SECONDS,
     ROWS,
-    autocommit,
     clock_offset,
     database_time,
     db,
@@ -80,7 +79,7 @@ def test_ids_and_names_come_back_as_what_they_were() -> None:
 
 
 def test_a_statement_on_an_autocommit_connection_stands_at_once() -> None:
-    with autocommit() as connection:
+    with db.engines[AUTOCOMMIT].connect() as connection:
         connection.execute(text("UPDATE pace SET free_at = 5"))
         assert db.session.execute(text("SELECT free_at FROM pace")).scalar_one() == 5
 

@@ -108,11 +108,17 @@ def test_no_bytes_in_a_form_or_query_string_are_more_than_unreadable(encoded: by
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b'{"name": }', b"[1]", b'"name"', b"5", b"null", b'{"name": "\xff"}', b"[" * 99_999]
+    "body",
+    [b"{", b'{"name": }', b"[1]", b'"name"', b"5", b"null", b'{"name": "\xff"}', b"[" * 99_999, b"1" * 9_999]
+    + ['{"name": "text"}'.encode(charset) for charset in ("utf-16", "utf-16-le", "utf-32")],
 )
 def test_a_json_body_that_is_no_object_is_unreadable(body: bytes) -> None:
     with pytest.raises(InvalidEmailException, match="JSON"):
         read(data=body, content_type="application/json")
+
+
+def test_a_json_body_may_begin_with_a_byte_order_mark() -> None:
+    assert read(data=b'\xef\xbb\xbf{"name": "text"}', content_type="application/json").text("name") == "text"
 
 
 @pytest.mark.parametrize("value", [5, 5.5, True, None, [], ["text"], {}])

@@ -8,18 +8,28 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from registration import feedback, housekeeping, registrations
+from registration import confirmations, feedback, housekeeping, pins, registrations
 from registration.db import db
-from registration.housekeeping import Timetable, keep_house
-from registration.models import FeedbackEvent, Registration, RegistrationCount
+from registration.housekeeping import COUNT_MARGIN_SECONDS, HOUR, MINUTE, Housekeeper, Timetable
+from registration.models import ConfirmationMail, FeedbackEvent, Registration, RegistrationCount, WrongPin
 
 from . import factories
 from .ledgers import commit
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+class Clock:
+    """Stands in for the module `time`, and goes on only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.fixture(autouse=True)
@@ -28,27 +38,83 @@ def _in_context(application: Flask) -> Iterator[None]:
         yield
 
 
-def keep(timetable: Timetable | None = None, now: datetime = NOW) -> None:
-    sessions = sessionmaker(db.engine)
-    keep_house(sessions, timetable or Timetable(), now, ip_retention=timedelta(days=90))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(housekeeping, "time", clock)
+    return clock
 
 
-def test_the_house_is_kept() -> None:
+@pytest.fixture
+def housekeeper(clock: Clock) -> Housekeeper:
+    return Housekeeper(sessionmaker(db.engine), ip_retention=timedelta(days=90))
+
+
+def remembered() -> int:
+    db.session.rollback()
+    return db.session.execute(select(RegistrationCount.registrations)).scalar_one()
+
+
+def ip_addresses() -> list[str | None]:
+    db.session.rollback()
+    return list(db.session.execute(select(Registration.ip_address).order_by(Registration.id)).scalars())
+
+
+def test_what_is_old_is_forgotten(housekeeper: Housekeeper) -> None:
     factories.register(2, created_at=NOW - timedelta(days=91), ip_address="192.0.2.1")
     factories.register(1, created_at=NOW, ip_address="192.0.2.1")
     commit(feedback.put_aside, "an old event", "It is not JSON.", NOW - feedback.RETENTION)
     commit(feedback.put_aside, "a new event", "It is not JSON.", NOW)
+    old, new = NOW - timedelta(days=2), NOW - timedelta(minutes=1)
+    for mailbox, sent_at in (("old", old), ("new", new)):
+        db.session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=sent_at))
+        db.session.execute(insert(WrongPin).values(ip_address=mailbox, created_at=sent_at))
+    db.session.commit()
 
-    keep()
+    housekeeper.work(NOW)
 
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 2
-    assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None, None, "192.0.2.1"]
+    assert ip_addresses() == [None, None, "192.0.2.1"]
     assert db.session.execute(select(FeedbackEvent.body)).scalars().all() == ["a new event"]
+    assert db.session.execute(select(ConfirmationMail.mailbox)).scalars().all() == ["new"]
+    assert db.session.execute(select(WrongPin.ip_address)).scalars().all() == ["new"]
+    assert old <= NOW - max(confirmations.INTERVAL, pins.WINDOW)
 
 
-def test_many_registrations_are_counted_in_transactions_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registrations_are_counted_once_they_are_old_enough_to_be_settled(
+    housekeeper: Housekeeper, clock: Clock
+) -> None:
+    factories.register(2)
+    seen = []
+    for _ in range(5):
+        housekeeper.work(NOW)
+        seen.append(remembered())
+        clock.now += MINUTE
+        factories.register(1)
+
+    assert seen == [0, 0, 2, 3, 4]
+    assert registrations.count(db.session.connection()) == 7
+
+
+def test_the_count_waits_for_the_whole_margin(housekeeper: Housekeeper, clock: Clock) -> None:
+    factories.register(1)
+    housekeeper.work(NOW)
+    clock.now += COUNT_MARGIN_SECONDS - 1.0
+    housekeeper.work(NOW)
+    assert remembered() == 0
+
+
+def test_an_empty_table_is_counted_too(housekeeper: Housekeeper, clock: Clock) -> None:
+    for _ in range(4):
+        housekeeper.work(NOW)
+        clock.now += MINUTE
+    assert remembered() == 0
+
+
+def test_many_registrations_are_counted_in_transactions_of_their_own(
+    housekeeper: Housekeeper, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
-    factories.register(7, created_at=NOW - timedelta(hours=1))
+    factories.register(7)
     steps: list[int] = []
     remember_count = registrations.remember_count
 
@@ -58,27 +124,32 @@ def test_many_registrations_are_counted_in_transactions_of_their_own(monkeypatch
 
     monkeypatch.setattr(registrations, "remember_count", count)
 
-    keep()
+    housekeeper.work(NOW)
+    clock.now += COUNT_MARGIN_SECONDS
+    housekeeper.work(NOW)
 
     assert steps == [0, 2, 4, 6]
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 7
+    assert remembered() == 7
 
 
-def test_each_chore_waits_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    timetable = Timetable()
-    keep(timetable)
+def test_each_chore_waits_for_its_time(housekeeper: Housekeeper, clock: Clock) -> None:
+    housekeeper.work(NOW)
     factories.register(1, created_at=NOW - timedelta(days=91), ip_address="192.0.2.1")
+    commit(feedback.put_aside, "an old event", "It is not JSON.", NOW - feedback.RETENTION)
 
-    keep(timetable)
-    assert db.session.execute(select(Registration.ip_address)).scalars().all() == ["192.0.2.1"]
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 0
+    clock.now += MINUTE - 1.0
+    housekeeper.work(NOW)
+    assert db.session.execute(select(func.count()).select_from(FeedbackEvent)).scalar_one() == 1
+
+    clock.now += 1.0
+    housekeeper.work(NOW)
     db.session.rollback()
+    assert db.session.execute(select(func.count()).select_from(FeedbackEvent)).scalar_one() == 0
+    assert ip_addresses() == ["192.0.2.1"]
 
-    later = housekeeping.time.monotonic() + max(housekeeping.COUNT_SECONDS, housekeeping.FORGET_SECONDS) + 1
-    monkeypatch.setattr(housekeeping.time, "monotonic", lambda: later)
-    keep(timetable)
-    assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None]
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 1
+    clock.now += HOUR
+    housekeeper.work(NOW)
+    assert ip_addresses() == [None]
 
 
 def test_a_timetable_tells_what_was_ever_due() -> None:

@@ -79,6 +79,17 @@ def test_an_unusual_address_stays_inside_the_folder(tmp_path: Path) -> None:
     assert [mail["To"] for mail in read(tmp_path)] == ["../a/b@example.org", f"{'x' * 60}@{'y' * 180}.org"]
 
 
+def test_an_address_that_no_header_can_hold_fails_alone(tmp_path: Path) -> None:
+    """One that was registered before such addresses were refused held up everybody."""
+    addresses = ["=?utf-8?q?a=0Ab?=@example.org", "b@example.org"]
+    recipients = [Recipient(number, each) for number, each in enumerate(addresses)]
+
+    outcomes = OutboxMailer(tmp_path, factories.letterhead()).send(MESSAGE, recipients)
+
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.REFUSED, Verdict.ACCEPTED]
+    assert [mail["To"] for mail in read(tmp_path)] == ["b@example.org"]
+
+
 def test_sending_a_delivery_again_replaces_its_file(tmp_path: Path) -> None:
     mailer = OutboxMailer(tmp_path, factories.letterhead())
     for _ in range(2):

@@ -16,7 +16,7 @@ from sqlalchemy.orm import sessionmaker
 from werkzeug.test import TestResponse
 
 from registration import pins
-from registration.db import AUTOCOMMIT, autocommit, db
+from registration.db import AUTOCOMMIT, db
 from registration.errors import InvalidSecretPinException, TooManyAttemptsException
 from registration.models import WrongPin
 
@@ -35,7 +35,7 @@ def _in_context(application: Flask) -> Iterator[None]:
 
 def admit(pin: bytes, ip_address: str | None = HERE, now: datetime = NOW) -> str:
     """Try a pin; return "in", "wrong" or "wait"."""
-    with autocommit() as connection:
+    with db.engines[AUTOCOMMIT].connect() as connection:
         try:
             pins.admit(connection, pin, RIGHT, ip_address=ip_address, now=now)
         except InvalidSecretPinException:
@@ -46,7 +46,7 @@ def admit(pin: bytes, ip_address: str | None = HERE, now: datetime = NOW) -> str
 
 
 def wait(pin: bytes, ip_address: str | None = HERE, now: datetime = NOW) -> timedelta:
-    with autocommit() as connection, pytest.raises(TooManyAttemptsException) as caught:
+    with db.engines[AUTOCOMMIT].connect() as connection, pytest.raises(TooManyAttemptsException) as caught:
         pins.admit(connection, pin, RIGHT, ip_address=ip_address, now=now)
     return caught.value.retry_after
 

@@ -203,6 +203,28 @@ def test_nobody_is_lost_when_the_answer_is(
     assert progress(broadcast_id).sent == len(mailer.sent) == 2
 
 
+def test_a_call_that_fails_as_nobody_foresaw_is_made_again_a_few_times_and_not_for_ever(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(trouble, "LONGEST_REST_SECONDS", 0.0)
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    calls: list[Sequence[Recipient]] = []
+
+    def fail(recipients: Sequence[Recipient]) -> list[Outcome]:
+        calls.append(recipients)
+        raise KeyError("Status")
+
+    mailer.script = [fail] * 20
+    for turn in range(ledger.MOST_ATTEMPTS + 2):
+        later = (ledger.LEASE + timedelta(seconds=5)) * turn
+        work(replace(scripted, now=lambda later=later: datetime.now(UTC) + later))
+
+    figures = progress(broadcast_id)
+    assert (len(calls), figures.status, figures.failed) == (ledger.MOST_ATTEMPTS, BroadcastStatus.SENT, 2)
+
+
 def test_nobody_who_opted_out_meanwhile_is_mailed(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(40)
     broadcast_id = factories.start_broadcast()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -493,6 +494,16 @@ def test_entries_missing_from_the_answer_are_unknown(mailer: SesMailer, fake: Se
     fake.usual = Answer(body=b'{"BulkEmailEntryResults": [{"Status": "SUCCESS", "MessageId": "1"}]}')
 
     assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.ACCEPTED, Verdict.UNKNOWN, Verdict.UNKNOWN]
+
+
+@pytest.mark.parametrize("entries", [[{"MessageId": "1"}] * 3, [{"Status": "SUCCESS", "MessageId": "1"}] * 4])
+def test_an_answer_that_ses_does_not_document_gives_one_outcome_for_each(
+    mailer: SesMailer, fake: SesFake, entries: list[dict[str, str]]
+) -> None:
+    fake.usual = Answer(body=json.dumps({"BulkEmailEntryResults": entries}).encode())
+
+    expected = Verdict.ACCEPTED if "Status" in entries[0] else Verdict.UNKNOWN
+    assert verdicts(mailer.send(MESSAGE, THREE)) == [expected] * 3
 
 
 def test_the_accounts_rate_is_asked_of_ses(mailer: SesMailer, fake: SesFake) -> None:

@@ -79,7 +79,10 @@ class OutboxMailer:
         link = letterhead.link(recipient.product_id)
         mail = EmailMessage(policy=_POLICY)
         mail["From"] = letterhead.from_address
-        mail["To"] = recipient.address
+        try:
+            mail["To"] = recipient.address
+        except ValueError:
+            return Outcome(Verdict.REFUSED, reason="The address does not fit into a mail.")
         if letterhead.reply_to:
             mail["Reply-To"] = letterhead.reply_to
         mail["Subject"] = letter.subject

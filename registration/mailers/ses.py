@@ -307,9 +307,8 @@ class SesMailer:
         body = f'{self._prepare(message).bulk_body},"BulkEmailEntries":[{entries}]}}'.encode()
         send: Callable[..., SendBulkEmailResponseTypeDef] = self.client().send_bulk_email
         answer = send(Body=body)
-        outcomes = [
-            _outcome_of_entry(entry, self.letterhead.sender) for entry in answer.get("BulkEmailEntryResults", [])
-        ]
+        told = answer.get("BulkEmailEntryResults", [])[: len(recipients)]
+        outcomes = [_outcome_of_entry(entry, self.letterhead.sender) for entry in told]
         return outcomes + [_outcome(_NO_ANSWER)] * (len(recipients) - len(outcomes))
 
     def _entry(self, recipient: Recipient) -> str:
@@ -426,11 +425,12 @@ def _code(error: Exception) -> str:
 
 
 def _outcome_of_entry(entry: Any, sender: str) -> Outcome:
-    if entry["Status"] == "SUCCESS":
+    status = entry.get("Status")
+    if status == "SUCCESS":
         return Outcome(Verdict.ACCEPTED, message_id=entry.get("MessageId"))
-    if entry["Status"] == "MESSAGE_REJECTED":
+    if status == "MESSAGE_REJECTED":
         return _outcome(_judge_rejection(entry.get("Error") or "", sender))
-    return _outcome(_ENTRY_ERRORS.get(entry["Status"], _NO_ANSWER))
+    return _outcome(_ENTRY_ERRORS.get(status, _NO_ANSWER))
 
 
 def _outcome(judgement: tuple[Verdict, str]) -> Outcome:

@@ -6,13 +6,13 @@ import ipaddress
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from flask import current_app, request
 
 from .. import pins
-from ..db import autocommit
+from ..db import AUTOCOMMIT, db, repeatable
 from ..errors import InvalidEmailMessageException, InvalidSecretPinException
 from .fields import Fields
 
@@ -36,8 +36,8 @@ def secret_pin(view: View) -> View:
     @wraps(view)
     def guarded(**arguments: Any) -> Any:
         given, expected = _given_pin(), current_app.config["SECRET_PIN"].encode()
-        with autocommit() as connection:
-            pins.admit(connection, given, expected, ip_address=ip_address(), now=datetime.now(UTC))
+        admit = partial(pins.admit, given=given, expected=expected, ip_address=ip_address(), now=datetime.now(UTC))
+        repeatable(db.engines[AUTOCOMMIT], admit)
         return view(**arguments)
 
     return _decided("secret pin", guarded)
@@ -72,6 +72,6 @@ def _given_pin() -> bytes:
         return b""
     fields = Fields(request, unreadable=InvalidEmailMessageException)
     try:
-        return fields.text("secretPin").encode()
+        return fields.text("secretPin").strip().encode()
     except InvalidEmailMessageException as error:
         raise InvalidSecretPinException from error

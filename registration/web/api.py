@@ -10,7 +10,7 @@ from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
 from .. import addresses, registrations, versions
-from ..db import autocommit
+from ..db import AUTOCOMMIT, db, repeatable
 from ..errors import InvalidEmailException
 from ..registrations import InstallationReport
 from . import access
@@ -44,11 +44,10 @@ def register() -> ResponseReturnValue:
 @access.public
 def count() -> ResponseReturnValue:
     """Tell how many addresses are registered, and how many of them are confirmed where that is asked for."""
-    with autocommit() as connection:
-        counted = {"count": registrations.count(connection)}
-        if current_app.config["CONFIRM_REGISTRATIONS"]:
-            counted["confirmed"] = counted["count"] - registrations.count_unconfirmed(connection)
-        return counted
+    counted = {"count": repeatable(db.engines[AUTOCOMMIT], registrations.count)}
+    if current_app.config["CONFIRM_REGISTRATIONS"]:
+        counted["confirmed"] = current_app.extensions["confirmed_count"].get()
+    return counted
 
 
 def _installation(fields: Fields) -> InstallationReport | None:

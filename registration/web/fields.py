@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from io import BytesIO
@@ -34,7 +35,7 @@ class Fields:
         return name in self._values
 
     def allow(self, names: Collection[str]) -> None:
-        """Refuse a field that has none of the names: one that is misspelt, such as `version`, must not go unheard."""
+        """Refuse a field that has none of the names: one that is misspelt, such as `version`, is not to be ignored."""
         for name in self._values:
             if name not in names:
                 known = ", ".join(f"`{each}`" for each in names)
@@ -87,9 +88,9 @@ class Fields:
         if not request.is_json:
             raise UnsupportedInputException
         try:
-            value = request.get_json()
-        except (BadRequest, RecursionError) as error:
-            raise self.unreadable("The body is not valid JSON.") from error
+            value = json.loads(data.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise self.unreadable("The body is not valid JSON in UTF-8.") from error
         if not isinstance(value, dict):
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
         return value

@@ -7,7 +7,7 @@ from alembic.script import ScriptDirectory
 from flask import Blueprint, current_app
 from flask.typing import ResponseReturnValue
 
-from ..db import autocommit
+from ..db import AUTOCOMMIT, db, repeatable
 from . import access
 from .errors import RETRY_SECONDS, problem
 
@@ -28,8 +28,10 @@ def ready() -> ResponseReturnValue:
 
     During a deployment the version before is still serving when the new one has migrated the database.
     """
-    with autocommit() as connection:
-        revisions = set(MigrationContext.configure(connection).get_current_heads())
+    heads = repeatable(
+        db.engines[AUTOCOMMIT], lambda connection: MigrationContext.configure(connection).get_current_heads()
+    )
+    revisions = set(heads)
     migrations: ScriptDirectory = current_app.extensions["migrations"]
     known = {script.revision for script in migrations.walk_revisions()}
     if revisions == set(migrations.get_heads()) or not revisions <= known:

@@ -42,6 +42,7 @@ LEVELS = {
     "registration.flow": 5,
     "registration.trouble": 5,
     "registration.housekeeping": 6,
+    "registration.confirmation_sender": 6,
     "registration.sender": 7,
     "registration.event_queue": 7,
     "registration.cli": 7,

@@ -1,0 +1,194 @@
+"""Confirmation mails leave at the pace of all, and what does not get through is not lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from flask import Flask, current_app
+from flask.testing import FlaskClient
+from sqlalchemy import func, insert, select
+
+from registration import confirmation_sender, pacing
+from registration.confirmation_sender import ConfirmationSender
+from registration.db import db
+from registration.mailers import Account, Outcome, Verdict
+from registration.models import ConfirmationRequest, Pace, Registration, RegistrationStatus
+from registration.sender import Sender
+
+from . import factories
+
+S = RegistrationStatus
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask) -> Iterator[None]:
+    with application.app_context():
+        yield
+
+
+def product_id(email: str) -> uuid.UUID:
+    return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
+
+
+def mails(settings: dict[str, str]) -> list[Path]:
+    return list(Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml"))
+
+
+def ask(number: int) -> None:
+    """Let so many registrations wait for their confirmation mail."""
+    factories.register(number, status=S.UNCONFIRMED)
+    ids = db.session.execute(select(Registration.id)).scalars().all()
+    due_at = datetime.now(UTC) - timedelta(seconds=1)
+    db.session.execute(insert(ConfirmationRequest), [{"registration_id": each, "due_at": due_at} for each in ids])
+    db.session.commit()
+
+
+def waiting() -> int:
+    db.session.rollback()
+    return db.session.execute(select(func.count()).select_from(ConfirmationRequest)).scalar_one()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "left"),
+    [
+        (Verdict.HELD, 5),
+        (Verdict.UNREACHED, 5),
+        (Verdict.UNKNOWN, 4),  # that one may have left, and nobody is asked twice a day
+    ],
+)
+def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, left: int
+) -> None:
+    ask(6)
+    verdicts, calls = [Verdict.ACCEPTED, verdict], []
+    confirmations = sender._confirmations
+    assert isinstance(confirmations, ConfirmationSender)
+
+    def send(message: object, recipients: object) -> list[Outcome]:
+        calls.append(recipients)
+        return [Outcome(verdicts.pop(0) if verdicts else Verdict.ACCEPTED)]
+
+    monkeypatch.setattr(sender.mailer, "send", send)
+    pacing.remember_account(db.session(), Account(1000.0))
+    db.session.commit()
+    for minutes in (0, 2, 4):
+        confirmations.send(datetime.now(UTC) + timedelta(minutes=minutes), 10)
+    assert (len(calls), waiting()) == (2, left)
+
+    monkeypatch.setattr(confirmations, "_rest_until", 0.0)
+    confirmations.send(datetime.now(UTC) + timedelta(minutes=2), 10)
+
+    assert (len(calls), waiting()) == (2 + left, 0)
+
+
+def test_an_address_that_is_refused_keeps_no_other_waiting(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(3)
+    verdicts = [Verdict.REFUSED, Verdict.ACCEPTED, Verdict.ACCEPTED]
+    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(verdicts.pop(0))])
+
+    sender.look()
+
+    assert (verdicts, waiting()) == ([], 0)
+
+
+def test_a_mail_that_the_service_does_not_take_yet_is_sent_later(
+    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": email})
+    monkeypatch.setattr(confirmation_sender, "REST_SECONDS", 0.0)
+    verdicts, sent = [Verdict.HELD, Verdict.ACCEPTED], []
+
+    def send(message, recipients):
+        sent.append(recipients[0].address)
+        return [Outcome(verdicts.pop(0))]
+
+    monkeypatch.setattr(sender.mailer, "send", send)
+    sender.look()
+    sender.look()
+    assert sent == [email]
+    sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
+    sender.look()
+    sender.look()
+    assert sent == [email, email]
+
+
+def test_a_sender_that_is_to_end_gives_the_confirmations_that_it_took_back(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": email})
+    sender.stop()
+    sender.look()
+    assert mails(settings) == []
+
+    later = replace(sender, stopping=threading.Event(), now=lambda: datetime.now(UTC) + timedelta(minutes=2))
+    later.look()
+
+    assert len(mails(settings)) == 1
+
+
+def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
+    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+    db.session.rollback()
+    sent = []
+
+    def hold(message, recipients):
+        client.post(link.removeprefix("http://127.0.0.1:5000"))
+        sent.append(recipients)
+        return [Outcome(Verdict.HELD)]
+
+    monkeypatch.setattr(confirmation_sender, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(sender.mailer, "send", hold)
+    sender.look()
+    sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
+    sender.look()
+
+    assert len(sent) == 1
+
+
+def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
+    client: FlaskClient, sender: Sender, settings: dict[str, str]
+) -> None:
+    for email in factories.register(10, status=S.UNCONFIRMED):
+        client.post("/api/registration", data={"email": email})
+    slow, begun = replace(sender, rate_limit=2.0), datetime.now(UTC) + timedelta(seconds=5)
+    sent = []
+    for tenths in range(31):
+        slow.now = lambda tenths=tenths: begun + timedelta(seconds=tenths / 10)
+        slow.look()
+        sent.append(len(mails(settings)))
+
+    assert max(after - before for before, after in pairwise(sent)) == 1
+    assert 6 <= sent[-1] <= 8
+
+    pacing.back_off(db.session(), 30.0, now=slow.now().timestamp())
+    db.session.commit()
+    started = time.monotonic()
+    slow.look()
+    assert time.monotonic() - started < 10
+    assert len(mails(settings)) == sent[-1]
+
+
+def test_a_confirmation_mail_that_is_too_fast_slows_all_senders_down(
+    client: FlaskClient, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.UNCONFIRMED)
+    client.post("/api/registration", data={"email": email})
+    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(Verdict.THROTTLED)])
+
+    sender.look()
+
+    assert db.session.execute(select(Pace.throttled_at)).scalar_one() > 0
