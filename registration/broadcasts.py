@@ -73,7 +73,7 @@ class Progress:
 class Forecast:
     """What a broadcast that started now would be.
 
-    Those who may be written to are `in_range`, `outside` it, or of `unknown` version; without a range all are in it.
+    The active registrations are `in_range`, `outside` it, or of `unknown` version; without a range all are in it.
     `suppressed` are those whose address bounced or who complained. `seconds` is what sending takes, with the daily
     quota and without other broadcasts; None while the mail service has not told its rate.
     """

@@ -34,9 +34,9 @@ def of_addresses(connection: Connection, address_keys: Iterable[str], *, tokens:
 
 
 def of_mailboxes(connection: Connection, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
-    """Return of which of some addresses any variation was erased, as far as it is noted.
+    """Return those of some addresses whose mailbox was erased under any variation.
 
-    The versions before noted the erased address alone.
+    Earlier versions noted the exact address alone.
     """
     texts = {key: {key, addresses.mailbox(key), _mailbox(key)} for key in address_keys}
     return _noted(connection, texts, tokens)

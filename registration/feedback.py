@@ -62,8 +62,9 @@ MAY_BECOME = {
     _S.COMPLAINED: (_S.ACTIVE, _S.UNCONFIRMED, _S.BOUNCED, _S.OPTED_OUT),
 }
 """The statuses that feedback changes. It never weakens what a person said: who bounced comes back by registering
-again, who opted out or complained only by a confirmation. Whose confirmation mail bounced comes back unconfirmed: its
-time stays. A complaint says more than an opt-out, which its page undoes without one."""
+again, who opted out or complained only by a confirmation. One whose confirmation mail bounced comes back
+unconfirmed: `confirmation_sent_at` stays to tell. A complaint says more than an opt-out, which its page undoes without
+one."""
 
 
 class UnreadableEventError(ValueError):

@@ -93,7 +93,7 @@ class Registration(Base):
 
 
 class SoftBounce(Base):
-    """A broadcast that bounced for the moment, one after another, at a recipient; a delivery deletes them."""
+    """One of a recipient's soft bounces in a row, each in another broadcast; a delivery deletes them all."""
 
     __tablename__ = "soft_bounce"
     __table_args__ = (_TABLE,)

@@ -187,7 +187,7 @@ def recovered(factor: float, seconds: float) -> float:
 
 
 def needs_account(session: Session, *, now: float, at_once: bool = False) -> bool:
-    """Return whether it is time to ask the mail service about the account, and take that upon the caller.
+    """Return True to one of all senders when it is time to ask the mail service about the account: it is to ask.
 
     `at_once` is for who asks in any case: whatever is sent from now on is not in the answer.
     """

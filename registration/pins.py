@@ -73,7 +73,7 @@ def _wait(connection: Connection, network: str, now: datetime) -> timedelta:
 
 
 def _time_of(connection: Connection, those: ColumnElement[bool], number: int, now: datetime) -> datetime:
-    """Return the time of the newest but so many wrong pins; the beginning of the window if there are fewer."""
+    """Return when the `number`-th newest wrong pin was given; the beginning of the window if there are fewer."""
     newest_first = select(WrongPin.created_at).where(WrongPin.created_at > now - WINDOW, those)
     nth = newest_first.order_by(WrongPin.created_at.desc()).offset(number - 1).limit(1)
     return connection.execute(nth).scalar() or now - WINDOW

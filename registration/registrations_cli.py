@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from . import addresses, registrations, spreadsheets, transfers
 from .addresses import Address
 from .cli import Group
-from .db import db
+from .db import commit_step, db
 from .models import RegistrationStatus
 from .transfers import COLUMNS, Line, RefusedLineError, Tally
 
@@ -124,9 +124,9 @@ def forget(email: str, *, yes: bool) -> None:
     address = _address(email)
     if not yes:
         click.confirm("This cannot be undone. Erase the address?", abort=True)
-    if not registrations.erase(db.session(), address, tokens=current_app.extensions["tokens"], now=datetime.now(UTC)):
+    erase = partial(registrations.erase, who=address, tokens=current_app.extensions["tokens"], now=datetime.now(UTC))
+    if not commit_step(erase):
         raise click.ClickException(_UNKNOWN)
-    db.session.commit()
     click.echo("The address is erased.")
 
 
@@ -141,9 +141,9 @@ def forget(email: str, *, yes: bool) -> None:
 @_email
 def suppress(email: str, reason: str) -> None:
     """Mail an address no more."""
-    if not transfers.take_off(db.session(), [_address(email).key], RegistrationStatus(reason)):
+    take_off = partial(transfers.take_off, keys=[_address(email).key], status=RegistrationStatus(reason))
+    if not commit_step(take_off):
         raise click.ClickException("This address is not registered, or is not mailed to anyway for as good a reason.")
-    db.session.commit()
     click.echo("The address gets no more mail.")
 
 

@@ -19,6 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import sessionmaker
 from werkzeug.test import TestResponse
 
 from registration import broadcasts, create_sender, feedback, pacing
@@ -448,6 +449,42 @@ def test_a_step_that_gave_way_to_a_sender_is_taken_again(
     monkeypatch.setattr(broadcasts, "pause", give_way)
 
     assert post(client, f"/{broadcast_id}/pause").json["status"] == "paused"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_whoever_sends_hears_of_a_start_and_of_each_step(
+    application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setitem(application.extensions, "wake", lambda: woken.append(step))
+    register(application, 1)
+    broadcast_id = post(client, **NOTICE).json["broadcastId"]
+    assert len(woken) == 1
+
+    post(client, f"/{broadcast_id}/{step}")
+
+    assert len(woken) == 2
+
+
+def test_a_broadcast_is_there_before_anything_is_counted(
+    application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To count what others have left takes seconds beside broadcasts of a million; a second click waited and failed."""
+    register(application, 1)
+    seen: list[Sequence[int]] = []
+
+    def progress(*_: Any, **__: Any) -> None:
+        with sessionmaker(db.engine).begin() as other:
+            seen.append(broadcasts.page(other, before=None, limit=10))
+        raise OperationalError("", {}, pymysql.err.OperationalError(2013, "Lost connection"))
+
+    monkeypatch.setattr(broadcasts, "progress", progress)
+    answer = post(client, **NOTICE)
+
+    ((broadcast_id,),) = seen
+    expected = {"status": "sending", "broadcastId": broadcast_id, "recipients": None, "sent": None, "failed": None}
+    assert (answer.status_code, answer.json) == (202, expected | {"finishedAt": None})
+    assert answer.headers["Location"].endswith(f"/{broadcast_id}")
 
 
 def test_a_retry_goes_by_the_clock_that_deliveries_are_settled_by(

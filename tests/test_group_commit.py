@@ -9,6 +9,8 @@ import pytest
 
 from registration.group_commit import GroupCommit
 
+from .waiting import until
+
 
 class Table:
     """Stands in for a table: refuses `wrong` values, and holds back its first statement until it is let go."""
@@ -28,8 +30,7 @@ class Table:
 
 
 def await_waiting(group: GroupCommit[int], number: int) -> None:
-    while len(group._waiting) < number:
-        pass
+    until(lambda: len(group._waiting) >= number)
 
 
 def insert_together(table: Table, values: Sequence[int]) -> tuple[GroupCommit[int], dict[int, Exception | None]]:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pymysql
 import pytest
 from babel.messages.extract import extract_from_file
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 from flask import Flask, current_app
 from flask.testing import FlaskClient
-from sqlalchemy import func, select
+from markupsafe import escape
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import OperationalError
 
 from registration import ROOT, addresses, ledger, registrations
-from registration.db import db
-from registration.models import Installation, Registration, RegistrationStatus
+from registration.db import Base, db
+from registration.models import (
+    ConfirmationMail,
+    ConfirmationRequest,
+    Installation,
+    Registration,
+    RegistrationStatus,
+    SoftBounce,
+    Variation,
+)
 from registration.web import headers, optout
 
 from . import factories
@@ -105,7 +117,7 @@ def test_the_address_of_a_page_that_was_posted_can_be_opened_again(
 
 
 TITLES = {
-    S.ACTIVE: ("OpenEMR&#39;s notices", "Thank you, you are registered"),
+    S.ACTIVE: ("OpenEMR's notices", "Thank you, you are registered"),
     S.UNCONFIRMED: ("Your registration is not confirmed", "This link has expired"),
     S.BOUNCED: ("You get no mail from us", "You get no mail from us"),
     S.OPTED_OUT: ("You get no more mail from us", "This link has expired"),
@@ -126,9 +138,16 @@ def test_the_pages_say_where_a_registration_stands(
         for link in (path(), used)
     )
 
-    for page, title in ((standing, TITLES[status][0]), (confirmed, TITLES[status][1])):
-        assert (f"<h1>{title}</h1>" in page) is (language == "en")
+    for page, title in zip((standing, confirmed), TITLES[status], strict=True):
+        assert f"<h1>{escape(translated(title, language))}</h1>" in page
     assert ("You are registered" in standing + confirmed) is (status is S.ACTIVE and language == "en")
+
+
+def translated(text: str, language: str) -> str:
+    if language == "en":
+        return text
+    (file,) = (file for file in CATALOGUES if file.parent.parent.name == language)
+    return str(read_po(io.BytesIO(file.read_bytes())).get(text).string)
 
 
 def test_an_expired_confirmation_and_a_foreign_registration_say_so(client: FlaskClient) -> None:
@@ -147,10 +166,64 @@ def test_a_complaint_stays_one(client: FlaskClient) -> None:
     assert row().status is S.COMPLAINED
 
 
+def test_erasing_leaves_neither_the_address_nor_its_id_in_any_other_table(client: FlaskClient) -> None:
+    (email,) = factories.register()
+    erased = row()
+    client.post("/api/registration", data={"email": email, "version": "7.0.3"})
+    its = {"registration_id": erased.id}
+    db.session.execute(insert(SoftBounce).values(broadcast_id=1, **its))
+    db.session.execute(insert(ConfirmationRequest).values(due_at=datetime.now(UTC), **its))
+    db.session.execute(insert(ConfirmationMail).values(mailbox="x", sent_at=datetime.now(UTC), next_id=erased.id))
+    db.session.execute(insert(Variation).values(mailbox=email, email_key=f"ann+{email}"))
+    db.session.commit()
+    link = path()
+
+    client.post(f"{link}/erase")
+
+    db.session.rollback()
+    for table in Base.metadata.sorted_tables:
+        for found in map(dict, db.session.execute(select(table)).mappings()):
+            assert email not in map(str, found.values()), table.name
+            named = {found.get("registration_id"), found.get("next_id")}
+            assert erased.id not in named or table.name == "delivery", table.name
+
+
+def test_taking_an_opt_out_back_needs_no_confirmation_that_was_asked_for(client: FlaskClient) -> None:
+    factories.register(status=S.OPTED_OUT)
+    db.session.execute(update(Registration).values(confirmation_sent_at=datetime.now(UTC)))
+    db.session.commit()
+
+    client.post(f"{path()}/undo")
+
+    assert (row().status, row().confirmation_sent_at) == (S.ACTIVE, None)
+
+
+@pytest.mark.parametrize("call", ["opt_out", "undo_opt_out", "erase", "confirm"])
+def test_what_the_database_had_to_choose_against_is_done_again(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """An erasure locks in another order than a sender that takes confirmation mails."""
+    factories.register()
+    ways = {"opt_out": path(), "undo_opt_out": f"{path()}/undo", "erase": f"{path()}/erase"}
+    ways["confirm"] = current_app.extensions["tokens"].confirmation_url(row().product_id, datetime.now(UTC))
+    deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
+    step = getattr(registrations, call)
+
+    def give_way(*arguments: Any, **named: Any) -> Any:
+        if deadlocks:
+            raise deadlocks.pop()
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(registrations, call, give_way)
+
+    assert client.post(ways[call].removeprefix("http://127.0.0.1:5000")).status_code == 200
+    assert deadlocks == []
+
+
 def test_erasing_leaves_a_keyed_hash_and_lowers_the_count_once(client: FlaskClient) -> None:
     (email,) = factories.register(ip_address="192.0.2.1")
     client.post("/api/registration", data={"email": email, "version": "7.0.3"})
-    registrations.remember_count(db.session(), before=datetime.now(UTC) + timedelta(days=1))
+    registrations.remember_count(db.session(), up_to=registrations.highest_id(db.session()))
     db.session.commit()
     for _ in range(2):
         assert "Your address is deleted" in client.post(f"{path()}/erase").text

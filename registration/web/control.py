@@ -68,12 +68,11 @@ def start() -> ResponseReturnValue:
         )
     except RepeatedBroadcastException as repetition:
         db.session.rollback()
-        return _answer(_figures(repetition.broadcast_id), repeated=True)
-    started = _figures(broadcast_id)
+        return _answer(repetition.broadcast_id, repeated=True)
     db.session.commit()
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     current_app.extensions["wake"]()
-    return _answer(started)
+    return _answer(broadcast_id)
 
 
 @bp.get("")
@@ -158,9 +157,9 @@ def _steer(step: Callable[[Session, int], Any], broadcast_id: int) -> ResponseRe
     return _figures(broadcast_id)
 
 
-def _answer(started: dict[str, Any], **extra: bool) -> Response:
+def _answer(broadcast_id: int, **extra: bool) -> Response:
     """Answer when a broadcast no longer sends, or after as long as the settings say."""
-    answer = _watch(started)
+    answer = _watch(broadcast_id)
     response = jsonify(answer | extra)
     if answer["finishedAt"] is None:
         response.status_code = 202
@@ -168,17 +167,18 @@ def _answer(started: dict[str, Any], **extra: bool) -> Response:
     return response
 
 
-def _watch(started: dict[str, Any]) -> dict[str, Any]:
-    """Wait while a broadcast is sending and return its figures.
+def _watch(broadcast_id: int) -> dict[str, Any]:
+    """Wait while a broadcast is sending and return its figures; of those that nobody knows now, none.
 
     It goes on whatever happens to the database meanwhile. An error here would make the caller send it again.
     """
     try:
-        _wait_for_end(started["broadcastId"])
-        return _figures(started["broadcastId"])
+        _wait_for_end(broadcast_id)
+        return _figures(broadcast_id)
     except UNAVAILABLE:
         log.exception("the database went away while a broadcast was watched")
-        return started
+        unknown = dict.fromkeys(("recipients", "sent", "failed", "finishedAt"))
+        return {"status": BroadcastStatus.SENDING, "broadcastId": broadcast_id, **unknown}
 
 
 def _wait_for_end(broadcast_id: int) -> None:

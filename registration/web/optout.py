@@ -82,8 +82,7 @@ def opt_out(token: str) -> ResponseReturnValue:
 def undo(token: str) -> ResponseReturnValue:
     """Take an opt-out back."""
     product_id = _opting_out(token)
-    registrations.undo_opt_out(db.session(), product_id)
-    db.session.commit()
+    commit_step(lambda session: registrations.undo_opt_out(session, product_id))
     return _answer(_standing(token, product_id))
 
 
@@ -105,8 +104,7 @@ def ask_to_erase(token: str) -> ResponseReturnValue:
 def erase(token: str) -> ResponseReturnValue:
     """Delete the address."""
     product_id = _opting_out(token)
-    registrations.erase(db.session(), product_id, tokens=_tokens(), now=_now())
-    db.session.commit()
+    commit_step(lambda session: registrations.erase(session, product_id, tokens=_tokens(), now=_now()))
     return _answer(_standing(token, product_id))
 
 
@@ -127,8 +125,7 @@ def ask_to_confirm(token: str) -> ResponseReturnValue:
 def confirm(token: str) -> ResponseReturnValue:
     """Confirm a registration."""
     link = _confirming(token)
-    registrations.confirm(db.session(), link)
-    db.session.commit()
+    commit_step(lambda session: registrations.confirm(session, link))
     return _answer(_confirmed(link.product_id))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import select
 from werkzeug.routing import Rule
 
 from registration.db import Base, db
+from registration.models import Registration, RegistrationStatus
 from registration.web import access
 
 from .. import factories
@@ -90,15 +92,32 @@ def test_what_only_reads_changes_nothing(application: Flask, method: str) -> Non
     with application.app_context():
         factories.register(2)
         broadcast_id = factories.start_broadcast()
+        links = valid_links(application)
         before = rows()
     fields = {"email": "ann@example.org", "secretPin": PIN, "title": "Update now", "contents": "There is a hole."}
 
     for rule in application.url_map.iter_rules():
-        path = re.sub(r"<[^>]*>", str(broadcast_id), rule.rule)
-        application.test_client().open(path, method=method, query_string=fields, headers=HEADERS)
+        kind = rule.rule.split("/")[1]
+        path = re.sub(r"<[^>]*token>", links.get(kind, ""), rule.rule)
+        path = re.sub(r"<[^>]*>", str(broadcast_id), path)
+        answer = application.test_client().open(path, method=method, query_string=fields, headers=HEADERS)
+        assert answer.status_code in (200, 405) or "token" not in rule.rule
 
     with application.app_context():
         assert rows() == before
+
+
+def valid_links(application: Flask) -> dict[str, str]:
+    """Return tokens that would opt a registration out and confirm another."""
+    tokens, now = application.extensions["tokens"], datetime.now(UTC)
+    active, waiting = db.session.execute(select(Registration).order_by(Registration.id)).scalars()
+    waiting.status, waiting.confirmation_sent_at = RegistrationStatus.UNCONFIRMED, now
+    links = {
+        "opt-out": tokens.opt_out_url(active.product_id).rpartition("/")[2],
+        "confirm": tokens.confirmation_url(waiting.product_id, now).rpartition("/")[2],
+    }
+    db.session.commit()
+    return links
 
 
 @pytest.mark.parametrize("call", [call for call, decision in DECISIONS.items() if decision == "secret pin"])
