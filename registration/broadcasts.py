@@ -273,7 +273,7 @@ def cancel(session: Session, broadcast_id: int) -> None:
 
 def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
     """Cancel the next chunk of what is left of a cancelled broadcast; return whether there was any."""
-    return _hold_row(session, broadcast_id) is _S.CANCELLED and ledger.cancel_rest(session, broadcast_id, now)
+    return _lock_row(session, broadcast_id) is _S.CANCELLED and ledger.cancel_rest(session, broadcast_id, now)
 
 
 def retry(session: Session, broadcast_id: int, before: datetime, *, begun: bool = False) -> bool:
@@ -284,7 +284,7 @@ def retry(session: Session, broadcast_id: int, before: datetime, *, begun: bool 
     nobody was marked yet: who is queued stays queued. `begun` is for all but the first time: who cancels the broadcast
     in between has the say.
     """
-    if _hold_row(session, broadcast_id) is _S.CANCELLED and begun:
+    if _lock_row(session, broadcast_id) is _S.CANCELLED and begun:
         return False
     again = ledger.queue_again(session, broadcast_id, before)
     ended = Broadcast.status.in_([_S.SENT, _S.CANCELLED]) if again else _is_being_cancelled()
@@ -296,7 +296,7 @@ def finish(session: Session, broadcast_id: int, now: datetime) -> bool:
     """End a broadcast of which every recipient is settled; return whether it did."""
     if not ledger.is_settled(session, broadcast_id):
         return False
-    _hold_row(session, broadcast_id)
+    _lock_row(session, broadcast_id)
     if not ledger.is_settled(session, broadcast_id):
         return False
     done = and_(Broadcast.filled_to >= Broadcast.audience_end, Broadcast.finished_at.is_(None))
@@ -420,7 +420,7 @@ def _is_being_cancelled() -> ColumnElement[bool]:
     return and_(Broadcast.status == _S.CANCELLED, Broadcast.finished_at.is_(None))
 
 
-def _hold_row(session: Session, broadcast_id: int) -> BroadcastStatus:
+def _lock_row(session: Session, broadcast_id: int) -> BroadcastStatus:
     """Let nobody else change a broadcast before the transaction ends; return its status.
 
     Raises UnknownBroadcastException. An update, because SQLite has no FOR UPDATE and locks at the first write.

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import confirmations, pacing
+from . import confirmations, mailers, pacing
 from .confirmations import Confirmation
 from .flow import LOT_SECONDS, RESTING_SECONDS
 from .mailers import Mailer, Recipient, Verdict
@@ -69,7 +69,8 @@ class ConfirmationSender:
 
     def _call(self, confirmation: Confirmation, now: datetime) -> Verdict:
         message = confirmations.compose(self.tokens.confirmation_url(confirmation.product_id, now))
-        (outcome,) = self.mailer.send(message, [Recipient(0, confirmation.email, confirmation.product_id)])
+        recipient = Recipient(0, confirmation.email, confirmation.product_id)
+        (outcome,) = mailers.send(self.mailer, message, [recipient])
         return outcome.verdict
 
     def _give_back(self, left: Sequence[Confirmation], now: datetime) -> None:

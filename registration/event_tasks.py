@@ -9,9 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
 
 from . import tasks
 from .event_queue import EventQueue
@@ -24,25 +23,16 @@ THREAD = "take events"
 
 def add_to(celery: Celery, make_events: Callable[[], EventQueue]) -> None:
     """Let the workers of a Celery application take events. The first task makes the queue's client."""
-    events, leaving = cache(make_events), threading.Event()
+    events = cache(make_events)
+
+    def stop() -> None:
+        if events.cache_info().currsize:
+            events().stop()
+
+    leaving = tasks.keep_asking(celery, TASK, EXPIRE_SECONDS, on_leave=stop)
 
     @celery.task(name=TASK, shared=False)
     def take_events() -> None:
         """Take the events that have come."""
         if not leaving.is_set():
             threading.Thread(target=events().drain, name=THREAD).start()
-
-    @signals.worker_ready.connect(weak=False)
-    def sweep(**_: Any) -> None:
-        threading.Thread(target=wake_now_and_then, name="sweep for events", daemon=True).start()
-
-    def wake_now_and_then() -> None:
-        tasks.wake(celery, TASK, EXPIRE_SECONDS)
-        while not leaving.wait(tasks.SWEEP_SECONDS):
-            tasks.wake(celery, TASK, EXPIRE_SECONDS)
-
-    @signals.worker_shutting_down.connect(weak=False)
-    def leave(**_: Any) -> None:
-        leaving.set()
-        if events.cache_info().currsize:
-            events().stop()

@@ -178,7 +178,8 @@ class Broadcast(Base):
     The audience is the active registrations up to `audience_end`; the ledger holds those up to `filled_to`.
     A paused broadcast goes on by itself at `resume_at`, or waits for a person if that is empty. `versions` limits it
     to installations in that range seen since `seen_since`; `include_unknown` keeps those with an unknown version.
-    Bounces of and complaints about what was accepted up to `circuit_broken_at` do not pause it again.
+    Bounces of and complaints about what was accepted up to `circuit_broken_at` do not pause it again. Its
+    texts, which may be large, are read by those who ask for them.
     """
 
     __tablename__ = "broadcast"
@@ -186,7 +187,7 @@ class Broadcast(Base):
 
     id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
     title: Mapped[str] = mapped_column(String(200))
-    contents: Mapped[str] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"))
+    contents: Mapped[str] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"), deferred=True)
     status: Mapped[BroadcastStatus] = mapped_column(Names(BroadcastStatus))
     reason: Mapped[str | None] = mapped_column(String(255))
     recipients: Mapped[int] = mapped_column(BigInteger)
@@ -196,7 +197,7 @@ class Broadcast(Base):
     resume_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     urgent: Mapped[bool] = mapped_column(Boolean)
-    html: Mapped[str | None] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"))
+    html: Mapped[str | None] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql"), deferred=True)
     versions: Mapped[str | None] = mapped_column(String(200))
     include_unknown: Mapped[bool] = mapped_column(Boolean, default=True)
     seen_since: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import broadcasts, ledger, pacing
+from . import broadcasts, ledger, mailers, pacing
 from .broadcasts import Work
 from .confirmation_sender import ConfirmationSender
 from .db import clock_offset, is_deadlock
@@ -53,8 +53,6 @@ CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
-
-_FAILED = "The call failed as nobody foresaw; the message may have been accepted. The service's log has the error."
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +158,9 @@ class Sender:
             with self.sessions.begin() as session:
                 self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
                 self._flow.are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
+        tended = [self._tend(work) for work in self._work]
         if self._confirmations:
             self._confirmations.send(now, BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
-        tended = [self._tend(work) for work in self._work]
         self._housekeeper.work(now)
         return any(tended)
 
@@ -208,18 +206,18 @@ class Sender:
         return bool(lot)
 
     def _carry_out_calls(self, number: int) -> None:
-        while not self.stopping.is_set() and self._work and number < self._flow.calls_in_flight():
-            with suppress(queue.Empty):
-                call = self._calls.get(timeout=LOOK_SECONDS)
-                self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
+        self._carry_out_from(self._calls, lambda: number < self._flow.calls_in_flight())
 
     def _carry_out_calls_beside(self) -> None:
         """Make the few bulk calls where they are scarce: their turns do not wait for the calls of one recipient."""
-        while not self.stopping.is_set() and self._work and self._flow.are_bulk_calls_scarce:
-            with suppress(queue.Empty):
-                call = self._calls_beside.get(timeout=LOOK_SECONDS)
-                self._guard(lambda call=call: self._carry_out(call))  # type: ignore[misc]
+        self._carry_out_from(self._calls_beside, lambda: self._flow.are_bulk_calls_scarce)
         self._release_waiting(self._calls_beside)
+
+    def _carry_out_from(self, calls: queue.Queue[Call], is_needed: Callable[[], bool]) -> None:
+        """Make calls as they come, as long as there is work and this thread is needed for it."""
+        while not self.stopping.is_set() and self._work and is_needed():
+            with suppress(queue.Empty):
+                self._guard(partial(self._carry_out, calls.get(timeout=LOOK_SECONDS)))
 
     def _claim_lot(self) -> list[Call]:
         """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
@@ -309,22 +307,11 @@ class Sender:
             self._release(call)
             return True
         begun, processor_begun = time.monotonic(), time.thread_time()
-        outcomes = self._call(message, call.batch.recipients)
+        outcomes = mailers.send(self.mailer, message, call.batch.recipients)
         self._settle(call.batch, outcomes)
         self._flow.note_call(time.monotonic() - begun, time.thread_time() - processor_begun)
         self._heed(call, outcomes)
         return True
-
-    def _call(self, message: Message, recipients: Sequence[Recipient]) -> Sequence[Outcome]:
-        """Make a call. One that fails as nobody foresaw counts as unanswered, and so for one of the attempts there are.
-
-        For a sender that died it does not: they would be called, and perhaps mailed, once a minute for ever.
-        """
-        try:
-            return self.mailer.send(message, recipients)
-        except Exception:
-            log.exception("a call failed as nobody foresaw")
-            return [Outcome(Verdict.UNKNOWN, reason=_FAILED)] * len(recipients)
 
     def _await_instant(self, call: Call) -> bool:
         """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping.

@@ -52,7 +52,13 @@ def create_celery(broker_url: str, region: str, make_sender: Callable[[], Sender
     """Build the Celery application. The first task makes the sender, so that web processes have none."""
     celery = Celery(QUEUE, broker=broker_url, set_as_current=False)
     celery.conf.update(SETTINGS, broker_transport_options=TRANSPORT | {"region": region})
-    sender, leaving = cache(make_sender), threading.Event()
+    sender = cache(make_sender)
+
+    def stop() -> None:
+        if sender.cache_info().currsize:
+            sender().stop()
+
+    leaving = keep_asking(celery, TASK, EXPIRE_SECONDS, on_leave=stop)
 
     @celery.task(name=TASK, shared=False)
     def send() -> None:
@@ -68,21 +74,6 @@ def create_celery(broker_url: str, region: str, make_sender: Callable[[], Sender
             timer.cancel()
             wake(celery)
 
-    @signals.worker_ready.connect(weak=False)
-    def sweep(**_: Any) -> None:
-        threading.Thread(target=wake_now_and_then, name="sweep", daemon=True).start()
-
-    def wake_now_and_then() -> None:
-        wake(celery)
-        while not leaving.wait(SWEEP_SECONDS):
-            wake(celery)
-
-    @signals.worker_shutting_down.connect(weak=False)
-    def leave(**_: Any) -> None:
-        leaving.set()
-        if sender.cache_info().currsize:
-            sender().stop()
-
     @signals.setup_logging.connect(weak=False)
     def keep_our_logging(**_: Any) -> None:
         logging.getLogger("celery").setLevel(logging.WARNING)
@@ -90,9 +81,33 @@ def create_celery(broker_url: str, region: str, make_sender: Callable[[], Sender
     return celery
 
 
+def keep_asking(celery: Celery, task: str, expires: float, *, on_leave: Callable[[], None]) -> threading.Event:
+    """Let each worker, once it is ready, put a task on the queue every few seconds; return what tells that it leaves.
+
+    `on_leave` is called then.
+    """
+    leaving = threading.Event()
+
+    def ask() -> None:
+        wake(celery, task, expires)
+        while not leaving.wait(SWEEP_SECONDS):
+            wake(celery, task, expires)
+
+    @signals.worker_ready.connect(weak=False)
+    def begin(**_: Any) -> None:
+        threading.Thread(target=ask, name=f"ask for {task}", daemon=True).start()
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def leave(**_: Any) -> None:
+        leaving.set()
+        on_leave()
+
+    return leaving
+
+
 def wake(celery: Celery, task: str = TASK, expires: float = EXPIRE_SECONDS) -> None:
-    """Ask a worker to send, or for another task. A queue that is away fails nobody: the next sweep does it."""
+    """Ask a worker to send, or for another task. A queue that is away fails nobody: workers ask again by themselves."""
     try:
         celery.send_task(task, expires=expires)
     except Exception as error:  # noqa: BLE001  each kind of queue has errors of its own
-        log.warning("the queue could not be reached; the next sweep tries again", extra={"error": repr(error)})
+        log.warning("the queue could not be reached; workers ask again by themselves", extra={"error": repr(error)})

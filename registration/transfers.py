@@ -132,7 +132,8 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
     tally = Tally()
     erased = is_erased(session, [line.address.key for line in lines])
     known = _known(session, lines)
-    taken = set(session.execute(_with_product_ids(lines)).scalars())
+    given = [line.product_id for line in lines if line.product_id is not None]
+    taken = set(session.execute(select(Registration.product_id).where(Registration.product_id.in_(given))).scalars())
     rows: dict[str, dict[str, Any]] = {}
     kept: list[Line] = []
     for line in lines:
@@ -263,11 +264,6 @@ def _known(session: Session, lines: Sequence[Line]) -> dict[str, int]:
     keys = {line.address.key for line in lines}
     found = session.execute(select(Registration.email_key, Registration.id).where(Registration.email_key.in_(keys)))
     return {row.email_key: row.id for row in found}
-
-
-def _with_product_ids(lines: Sequence[Line]) -> Any:
-    given = [line.product_id for line in lines if line.product_id is not None]
-    return select(Registration.product_id).where(Registration.product_id.in_(given))
 
 
 def _note_variations(session: Session, those: Sequence[Address]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from . import messages, pacing
+from . import mailers, messages, pacing
 from .errors import MailServiceBusyException, MailServiceRefusedException
 from .mailers import Mailer, Recipient, Verdict
 from .messages import Message
@@ -32,7 +32,7 @@ def send(mailer: Mailer, message: Message, address: str) -> None:
     Raises MailServiceBusyException when the mail service may take it later, MailServiceRefusedException when it
     refused it or gave no answer; each with its reason.
     """
-    (outcome,) = mailer.send(messages.mark_as_test(message), [Recipient(_NO_DELIVERY, address)])
+    (outcome,) = mailers.send(mailer, messages.mark_as_test(message), [Recipient(_NO_DELIVERY, address)])
     if outcome.verdict in _TAKEN_LATER:
         raise MailServiceBusyException(outcome.reason)
     if outcome.verdict is not Verdict.ACCEPTED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -16,14 +16,17 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select
 
-from registration import confirmation_sender, pacing
+from registration import broadcasts, confirmation_sender, pacing
 from registration.confirmation_sender import ConfirmationSender
 from registration.db import db
-from registration.mailers import Account, Outcome, Verdict
-from registration.models import ConfirmationRequest, Pace, Registration, RegistrationStatus
+from registration.mailers import Account, Outcome, Recipient, Verdict
+from registration.messages import Message
+from registration.models import BroadcastStatus, ConfirmationRequest, Pace, Registration, RegistrationStatus
 from registration.sender import Sender
 
 from . import factories
+from .ledgers import commit
+from .stepping import work
 
 S = RegistrationStatus
 
@@ -87,6 +90,24 @@ def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
     confirmations.send(datetime.now(UTC) + timedelta(minutes=2), 10)
 
     assert (len(calls), waiting()) == (2 + left, 0)
+
+
+def test_a_mail_that_fails_as_nobody_foresaw_holds_no_broadcast_up(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(1)
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    send = sender.mailer.send
+
+    def fail_to_confirm(message: Message, recipients: Sequence[Recipient]) -> Sequence[Outcome]:
+        return send(message, recipients) if recipients[0].delivery_id else {}["Status"]
+
+    monkeypatch.setattr(sender.mailer, "send", fail_to_confirm)
+
+    work(sender)
+
+    assert (waiting(), commit(broadcasts.status_of, broadcast_id)) == (0, BroadcastStatus.SENT)
 
 
 def test_an_address_that_is_refused_keeps_no_other_waiting(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:

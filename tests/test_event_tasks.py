@@ -43,7 +43,7 @@ def celery(
 def join() -> None:
     """Wait for the end of the threads that take events."""
     for thread in threading.enumerate():
-        if thread.name in {event_tasks.THREAD, "sweep for events", "sweep"}:
+        if thread.name in {event_tasks.THREAD, f"ask for {event_tasks.TASK}", f"ask for {tasks.TASK}"}:
             thread.join(20)
             assert not thread.is_alive()
 

@@ -184,7 +184,7 @@ def test_a_worker_asks_for_slices_by_itself_until_it_leaves(celery: Celery, monk
     for _ in range(3):
         until(lambda: waiting(celery))
     signals.worker_shutting_down.send(sender="the test")
-    join("sweep")
+    join(f"ask for {tasks.TASK}")
 
 
 def test_a_worker_that_leaves_begins_nothing_and_stops_what_it_does(

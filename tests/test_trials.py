@@ -71,6 +71,16 @@ def test_a_test_that_was_not_taken_says_why(verdict: Verdict, error: type[Regist
         trials.send(OneAnswer(Outcome(verdict, reason="Because.")), MESSAGE, "ann@example.org")
 
 
+def test_a_test_that_fails_as_nobody_foresaw_is_answered_like_one_without_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mailer = OneAnswer(Outcome(Verdict.ACCEPTED))
+    monkeypatch.setattr(mailer, "send", lambda *_: {}["Status"])
+
+    with pytest.raises(MailServiceRefusedException, match="as nobody foresaw"):
+        trials.send(mailer, MESSAGE, "ann@example.org")
+
+
 def test_a_test_waits_for_its_turn_and_the_next_one_for_it() -> None:
     commit(pacing.remember_account, Account(10.0))
     now = time.time()

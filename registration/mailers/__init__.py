@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import uuid
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from ..messages import Message
+
+_UNFORESEEN = "The call failed as nobody foresaw; the message may have been accepted. The service's log has the error."
+
+log = logging.getLogger(__name__)
 
 
 class Verdict(Enum):
@@ -66,6 +71,18 @@ class Account:
     sending_rate: float
     daily_quota: float = math.inf
     sent_last_day: float = 0.0
+
+
+def send(mailer: Mailer, message: Message, recipients: Sequence[Recipient]) -> Sequence[Outcome]:
+    """Send through a mailer and return an outcome for each recipient, in order.
+
+    A call that fails as nobody foresaw is one without an answer: its messages may have been accepted.
+    """
+    try:
+        return mailer.send(message, recipients)
+    except Exception:
+        log.exception("a call failed as nobody foresaw")
+        return [Outcome(Verdict.UNKNOWN, reason=_UNFORESEEN)] * len(recipients)
 
 
 class Mailer(Protocol):
