@@ -26,8 +26,10 @@ class Address(NamedTuple):
     key: str
 
 
-def normalise(text: str) -> Address:
+def normalise(text: str, *, is_new: bool = True) -> Address:
     """Check an address and return how to store it.
+
+    One that is not new may have been registered when what looks like an encoded word was still taken.
 
     The address stays as it was typed, without the white space around it; only an international domain is
     turned into punycode. The local part must be ASCII, because Amazon SES delivers to no other
@@ -43,7 +45,7 @@ def normalise(text: str) -> Address:
         validated = validate_email(text, check_deliverability=False, allow_smtputf8=False)
     except EmailNotValidError as error:
         raise InvalidEmailException(f"The e-mail address is not valid: {error}") from error
-    if _ENCODED_WORD in validated.local_part:
+    if is_new and _ENCODED_WORD in validated.local_part:
         raise InvalidEmailException(f"The e-mail address is not valid: it has {_ENCODED_WORD} before the @-sign.")
     if len(validated.local_part) > LONGEST_LOCAL_PART:
         raise InvalidEmailException(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ REPEAT = timedelta(hours=24)
 """How long a request for the same broadcast counts as a repetition of the first."""
 RESEND = timedelta(minutes=5)
 """The same, when both requests say that the message is to be sent again: a second click, not a third notice."""
+_LINE_END = re.compile(r"\r+\n|\n\r")
+"""What programs that disagree about the end of a line make of one."""
 _LONGEST_FORECAST = 10 * 365 * 86_400.0
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
@@ -443,8 +446,9 @@ def _identity(whom: Audience) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """Return a text without what a form, a file or a command changes: line ends, blanks, a byte-order mark."""
-    return " ".join(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split())
+    """Return a text without what a form, a file or a command changes: the ends of lines, and a byte-order mark."""
+    text = _LINE_END.sub("\n", text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def _digest(*parts: str) -> str:

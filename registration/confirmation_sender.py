@@ -32,12 +32,14 @@ class ConfirmationSender:
 
     def __post_init__(self) -> None:
         self._rest_until = 0.0
+        self._left: list[tuple[Confirmation, datetime]] = []
 
     def send(self, now: datetime, most: int) -> None:
         """Send up to `most` mails; none while all rest. `now` is by the database's clock.
 
         The first that does not get through ends it, and what is left is given back.
         """
+        self._give_back_left()
         if time.monotonic() < self._rest_until:
             return
         taken, wait = self._take(now, most)
@@ -46,13 +48,14 @@ class ConfirmationSender:
             verdict = None if self.stopping.is_set() else self._call(confirmation, now)
             if verdict in (Verdict.ACCEPTED, Verdict.REFUSED):
                 continue
+            if verdict not in (None, Verdict.THROTTLED):
+                self._rest_until = time.monotonic() + REST_SECONDS
             may_have_left = verdict is Verdict.UNKNOWN
-            self._give_back(taken[position + may_have_left :], now)
+            self._left += [(each, now) for each in taken[position + may_have_left :]]
+            self._give_back_left()
             if verdict is Verdict.THROTTLED:
                 with self.sessions.begin() as session:
                     pacing.slow_down(session, now=now.timestamp())
-            elif verdict is not None:
-                self._rest_until = time.monotonic() + REST_SECONDS
             break
 
     def _take(self, now: datetime, most: int) -> tuple[Sequence[Confirmation], float]:
@@ -64,7 +67,8 @@ class ConfirmationSender:
             if pacing.free_in(session, rate=rate, now=now.timestamp()) > RESTING_SECONDS:
                 return [], 0.0
             limit = int(min(most, max(1.0, rate * LOT_SECONDS)))
-            taken = confirmations.take(session, now, tokens=self.tokens, limit=limit)
+            if not (taken := confirmations.take(session, now, tokens=self.tokens, limit=limit)):
+                return [], 0.0
             return taken, pacing.reserve(session, len(taken), rate=rate, now=now.timestamp())
 
     def _call(self, confirmation: Confirmation, now: datetime) -> Verdict:
@@ -73,7 +77,10 @@ class ConfirmationSender:
         (outcome,) = mailers.send(self.mailer, message, [recipient])
         return outcome.verdict
 
-    def _give_back(self, left: Sequence[Confirmation], now: datetime) -> None:
-        with self.sessions.begin() as session:
-            for confirmation in left:
-                confirmations.give_back(session, confirmation, now, tokens=self.tokens)
+    def _give_back_left(self) -> None:
+        """Give back what was taken and not sent; what the database does not take now is kept for the next time."""
+        while self._left:
+            confirmation, taken_at = self._left[0]
+            with self.sessions.begin() as session:
+                confirmations.give_back(session, confirmation, taken_at, tokens=self.tokens)
+            self._left.pop(0)

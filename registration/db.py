@@ -217,8 +217,7 @@ def engine_options(
 
     A dead connection is noticed before it is used and replaced, and rolled back before it is put back; `careful` off
     saves both round trips, for those who end every transaction themselves and try again after an error. So does
-    `autocommit`, of which `repeatable` takes care. Parameters stay out of error messages, because
-    they hold addresses.
+    `autocommit`, of which `repeatable` takes care. Parameters stay out of error messages, because they hold addresses.
     """
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}
     options |= {

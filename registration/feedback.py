@@ -295,7 +295,7 @@ def _addresses(recipients: Any) -> list[str]:
 def _key(address: str) -> str | None:
     """Return the key of an address, which may stand in angle brackets; None for one that cannot be registered."""
     try:
-        return addresses.normalise(address.rpartition("<")[2].rstrip("> ")).key
+        return addresses.normalise(address.rpartition("<")[2].rstrip("> "), is_new=False).key
     except InvalidEmailException:
         return None
 

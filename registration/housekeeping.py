@@ -60,7 +60,10 @@ class Housekeeper:
     def _count(self) -> None:
         """Remember the count up to what was the highest id a while ago."""
         with self._sessions.begin() as session:
-            self._highest_ids.append((time.monotonic(), registrations.highest_id(session)))
+            highest_id = registrations.highest_id(session)
+        if self._highest_ids and highest_id < self._highest_ids[-1][1]:
+            self._highest_ids.clear()  # the database was restored, and gives ids out again
+        self._highest_ids.append((time.monotonic(), highest_id))
         long_ago = time.monotonic() - COUNT_MARGIN_SECONDS
         while len(self._highest_ids) > 1 and self._highest_ids[1][0] <= long_ago:
             self._highest_ids.popleft()

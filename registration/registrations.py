@@ -270,6 +270,7 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     named = or_(Variation.mailbox == key, Variation.email_key == key)
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
     gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
+    gone |= {"confirmation_sent_at": None}
     session.execute(update(Registration).where(Registration.id == registration_id).values(**gone))
     session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))
     return True
@@ -278,9 +279,9 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
 def lock_count(session: Session) -> None:
     """Let nobody else erase, import, or move the remembered count until the end of the transaction.
 
-    The same value is written again: on SQLite that locks the database.
+    The same value is written again: on SQLite that locks the database, as FOR UPDATE would not.
     """
-    session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations))
+    rows_matched(session, update(RegistrationCount).values(registrations=RegistrationCount.registrations))
 
 
 def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
@@ -367,7 +368,8 @@ def remember_count(session: Session, *, up_to: int) -> bool:
     must have been the highest id so long ago that no transaction of then is still open, because ids are given out
     before they are committed: a lower one that came later would never be counted.
     """
-    remembered = session.execute(select(RegistrationCount).with_for_update()).scalar_one()
+    lock_count(session)
+    remembered = session.execute(select(RegistrationCount)).scalar_one()
     newer = select(Registration.id).where(Registration.id > remembered.up_to_id, Registration.id <= up_to)
     window = newer.order_by(Registration.id).limit(_IDS_AT_ONCE).subquery()
     last, number = session.execute(select(func.max(window.c.id), func.count()).select_from(window)).one()

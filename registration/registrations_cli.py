@@ -253,4 +253,4 @@ def _bar(file: IO[bytes]) -> AbstractContextManager[Any]:
 
 
 def _address(email: str) -> Address:
-    return addresses.normalise(sys.stdin.readline(1_000) if email == "-" else email)
+    return addresses.normalise(sys.stdin.readline(1_000) if email == "-" else email, is_new=False)

@@ -30,7 +30,7 @@ from .messages import Message
 from .models import BroadcastStatus
 from .pacing import BulkTurn
 from .tokens import Tokens
-from .trouble import Trouble
+from .trouble import ALL_IS_WELL, Trouble
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
@@ -152,7 +152,7 @@ class Sender:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
-            self._trouble = Trouble()
+            self._trouble = Trouble()  # what was long ago says nothing of the next broadcast
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
@@ -381,6 +381,8 @@ class Sender:
         if Verdict.APART in verdicts:
             self._flow.keep_apart()
         advice = self._trouble.judge(outcomes, time.monotonic())
+        if advice == ALL_IS_WELL:
+            return
         with self.sessions.begin() as session:
             if advice.hold is not None:
                 self._sending.discard(call.broadcast_id)

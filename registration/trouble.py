@@ -29,6 +29,9 @@ class Advice:
     rest_seconds: float
 
 
+ALL_IS_WELL = Advice(None, slow_down=False, rest_seconds=0.0)
+
+
 class Trouble:
     """Judges the calls of one sender by their outcomes, one call after another."""
 

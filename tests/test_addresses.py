@@ -71,6 +71,10 @@ def test_what_ses_cannot_mail_is_refused_with_the_reason(text: str, reason: str)
         normalise(text)
 
 
+def test_what_was_registered_before_it_was_refused_can_still_be_named() -> None:
+    assert normalise("=?utf-8?q?Bob?=@example.org", is_new=False).key == "=?utf-8?q?bob?=@example.org"
+
+
 def test_an_address_of_254_characters_is_taken_and_a_longer_one_refused() -> None:
     longest = f"{'a' * 50}@{'.'.join(['b' * 63, 'c' * 63, 'd' * 63])}.{'e' * 11}"
     assert len(longest) == LONGEST_ADDRESS

@@ -843,19 +843,18 @@ def test_the_end_at_no_limit_goes_by_the_rate_of_late() -> None:
         "\nThere is \t\r\na hole. \t\r\n\n",
         "There is\r\r\na hole.",
         "There is\n\ra hole.",
-        "\ufeffThere is a hole.",
+        "\ufeffThere is\na hole.",
     ],
 )
-def test_what_a_form_a_file_or_a_mail_program_does_to_blanks_and_line_ends_makes_no_other_message(
-    contents: str,
-) -> None:
+def test_what_a_form_or_a_file_does_to_the_ends_of_lines_makes_no_other_message(contents: str) -> None:
     first = start(messages.compose("Update now", "There is\na hole."))
 
     with pytest.raises(RepeatedBroadcastException) as caught:
-        start(messages.compose("Update  now", contents))
+        start(messages.compose("Update now", contents))
 
     assert caught.value.broadcast_id == first
-    start(messages.compose("Update now", "There is a whole."))
+    for other in ("There is a hole.", "There is\n\na hole.", "There is\r\n\r\n\r\na hole."):
+        start(messages.compose("Update now", other))
 
 
 def test_a_paused_broadcast_is_filled_with_who_was_there_at_its_start() -> None:

@@ -10,19 +10,22 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import pymysql
 import pytest
 from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select
+from sqlalchemy.exc import OperationalError
 
-from registration import broadcasts, confirmation_sender, pacing
+from registration import broadcasts, confirmation_sender, confirmations, pacing
 from registration.confirmation_sender import ConfirmationSender
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import BroadcastStatus, ConfirmationRequest, Pace, Registration, RegistrationStatus
-from registration.sender import Sender
+from registration.sender import BUSY_CONFIRMATIONS, Sender
 
 from . import factories
 from .ledgers import commit
@@ -72,8 +75,8 @@ def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
 ) -> None:
     ask(6)
     verdicts, calls = [Verdict.ACCEPTED, verdict], []
-    confirmations = sender._confirmations
-    assert isinstance(confirmations, ConfirmationSender)
+    confirming = sender._confirmations
+    assert isinstance(confirming, ConfirmationSender)
 
     def send(message: object, recipients: object) -> list[Outcome]:
         calls.append(recipients)
@@ -83,13 +86,82 @@ def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
     pacing.remember_account(db.session(), Account(1000.0))
     db.session.commit()
     for minutes in (0, 2, 4):
-        confirmations.send(datetime.now(UTC) + timedelta(minutes=minutes), 10)
+        confirming.send(datetime.now(UTC) + timedelta(minutes=minutes), 10)
     assert (len(calls), waiting()) == (2, left)
 
-    monkeypatch.setattr(confirmations, "_rest_until", 0.0)
-    confirmations.send(datetime.now(UTC) + timedelta(minutes=2), 10)
+    monkeypatch.setattr(confirming, "_rest_until", 0.0)
+    confirming.send(datetime.now(UTC) + timedelta(minutes=2), 10)
 
     assert (len(calls), waiting()) == (2 + left, 0)
+
+
+def test_what_is_too_fast_ends_the_lot_and_no_more(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(3)
+    pacing.remember_account(db.session(), Account(1000.0))
+    db.session.commit()
+    confirming, calls = sender._confirmations, []
+    assert isinstance(confirming, ConfirmationSender)
+    verdicts = [Verdict.ACCEPTED, Verdict.THROTTLED]
+
+    def send(message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        calls.append(recipients)
+        return [Outcome(verdicts.pop(0) if verdicts else Verdict.ACCEPTED)]
+
+    monkeypatch.setattr(sender.mailer, "send", send)
+    confirming.send(datetime.now(UTC), 10)
+
+    assert (len(calls), waiting(), confirming._rest_until) == (2, 2, 0.0)
+
+
+def test_mails_wait_for_their_turn(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(1)
+    pacing.remember_account(db.session(), Account(1000.0))
+    now = datetime.now(UTC)
+    pacing.back_off(db.session(), 0.5, now=now.timestamp())
+    db.session.commit()
+    waits: list[float] = []
+    monkeypatch.setattr(sender.stopping, "wait", waits.append)
+    assert isinstance(sender._confirmations, ConfirmationSender)
+
+    sender._confirmations.send(now, 10)
+
+    assert [round(seconds, 1) for seconds in waits] == [0.5]
+
+
+def test_what_the_database_does_not_take_back_is_given_back_the_next_time(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(3)
+    pacing.remember_account(db.session(), Account(1000.0))
+    db.session.commit()
+    failures = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
+    give_back = confirmations.give_back
+
+    def fail_once(*arguments: Any, **named: Any) -> None:
+        if failures:
+            raise failures.pop()
+        give_back(*arguments, **named)
+
+    monkeypatch.setattr(confirmations, "give_back", fail_once)
+    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(Verdict.HELD)])
+    assert isinstance(sender._confirmations, ConfirmationSender)
+    with pytest.raises(OperationalError):
+        sender._confirmations.send(datetime.now(UTC), 10)
+    assert waiting() == 0
+
+    sender._confirmations.send(datetime.now(UTC), 10)
+
+    assert waiting() == 3
+
+
+def test_fewer_are_sent_at_a_look_while_a_broadcast_waits_for_it(sender: Sender) -> None:
+    ask(6)
+    factories.register(1)
+    factories.start_broadcast()
+
+    sender.look()
+
+    assert waiting() == 6 - BUSY_CONFIRMATIONS
 
 
 def test_a_mail_that_fails_as_nobody_foresaw_holds_no_broadcast_up(
@@ -150,6 +222,8 @@ def test_a_sender_that_is_to_end_gives_the_confirmations_that_it_took_back(
     sender.stop()
     sender.look()
     assert mails(settings) == []
+    assert isinstance(sender._confirmations, ConfirmationSender)
+    assert sender._confirmations._rest_until == 0.0
 
     later = replace(sender, stopping=threading.Event(), now=lambda: datetime.now(UTC) + timedelta(minutes=2))
     later.look()

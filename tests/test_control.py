@@ -485,6 +485,7 @@ def test_a_broadcast_is_there_before_anything_is_counted(
     expected = {"status": "sending", "broadcastId": broadcast_id, "recipients": None, "sent": None, "failed": None}
     assert (answer.status_code, answer.json) == (202, expected | {"finishedAt": None})
     assert answer.headers["Location"].endswith(f"/{broadcast_id}")
+    assert post(client, **NOTICE).status_code == 503
 
 
 def test_a_retry_goes_by_the_clock_that_deliveries_are_settled_by(

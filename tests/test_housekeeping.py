@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import confirmations, feedback, housekeeping, pins, registrations
@@ -100,6 +100,19 @@ def test_the_count_waits_for_the_whole_margin(housekeeper: Housekeeper, clock: C
     housekeeper.work(NOW)
     clock.now += COUNT_MARGIN_SECONDS - 1.0
     housekeeper.work(NOW)
+    assert remembered() == 0
+
+
+def test_ids_from_before_a_restore_count_for_nothing(housekeeper: Housekeeper, clock: Clock) -> None:
+    factories.register(3)
+    housekeeper.work(NOW)
+    last = db.session.execute(select(func.max(Registration.id))).scalar_one()
+    db.session.execute(delete(Registration).where(Registration.id == last))
+    db.session.commit()
+
+    clock.now += COUNT_MARGIN_SECONDS
+    housekeeper.work(NOW)
+
     assert remembered() == 0
 
 

@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import delete, event, func, insert, select, text
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -259,6 +260,27 @@ def test_a_registration_that_is_still_in_flight_beside_an_import_of_old_ones_is_
 
         in_flight.commit()
     assert registrations.count(db.session) == 4
+
+
+def test_an_erasure_beside_it_is_not_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has no FOR UPDATE and begins no transaction by reading."""
+    factories.register(3)
+    highest = registrations.highest_id(db.session)
+    db.session.rollback()
+    with Session(db.engine) as counting, Session(db.engine) as other:
+        statements: list[str] = []
+
+        @event.listens_for(db.engine, "before_cursor_execute")
+        def note(*arguments: Any) -> None:
+            statements.append(arguments[2])
+
+        registrations.remember_count(counting, up_to=highest)
+        event.remove(db.engine, "before_cursor_execute", note)
+        assert statements[0].startswith("UPDATE registration_count")
+        counting.commit()
+        other.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))
+        other.commit()
+    assert registrations.count(db.session) == 2
 
 
 def test_the_remembered_count_moves_by_a_few_at_once_whatever_gaps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -730,6 +730,14 @@ def test_a_mail_service_that_cannot_be_reached_for_long_is_told_as_the_reason(
     assert figures.resume_at is not None
 
 
+def test_trouble_from_before_a_time_without_work_is_forgotten(scripted: Sender) -> None:
+    scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 0.0)
+
+    scripted.look()
+
+    assert scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 3600.0).hold is None
+
+
 def test_a_paused_broadcast_is_filled_and_sent_to_nobody(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(4)
     broadcast_id = factories.start_broadcast()

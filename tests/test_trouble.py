@@ -6,6 +6,7 @@ import pytest
 
 from registration.mailers import Outcome, Verdict
 from registration.trouble import (
+    ALL_IS_WELL,
     FIRST_REST_SECONDS,
     LONGEST_REST_SECONDS,
     MOST_REFUSED,
@@ -14,7 +15,6 @@ from registration.trouble import (
     Trouble,
 )
 
-ALL_IS_WELL = Advice(None, slow_down=False, rest_seconds=0.0)
 NOW = 1000.0
 
 

@@ -46,7 +46,7 @@ def count() -> ResponseReturnValue:
     """Tell how many addresses are registered, and how many of them are confirmed where that is asked for."""
     counted = {"count": repeatable(db.engines[AUTOCOMMIT], registrations.count)}
     if current_app.config["CONFIRM_REGISTRATIONS"]:
-        counted["confirmed"] = current_app.extensions["confirmed_count"].get()
+        counted["confirmed"] = min(counted["count"], current_app.extensions["confirmed_count"].get())
     return counted
 
 

@@ -68,11 +68,11 @@ def start() -> ResponseReturnValue:
         )
     except RepeatedBroadcastException as repetition:
         db.session.rollback()
-        return _answer(repetition.broadcast_id, repeated=True)
+        return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
     db.session.commit()
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     current_app.extensions["wake"]()
-    return _answer(broadcast_id)
+    return _answer(_watch_new(broadcast_id))
 
 
 @bp.get("")
@@ -157,24 +157,28 @@ def _steer(step: Callable[[Session, int], Any], broadcast_id: int) -> ResponseRe
     return _figures(broadcast_id)
 
 
-def _answer(broadcast_id: int, **extra: bool) -> Response:
-    """Answer when a broadcast no longer sends, or after as long as the settings say."""
-    answer = _watch(broadcast_id)
-    response = jsonify(answer | extra)
-    if answer["finishedAt"] is None:
+def _answer(told: dict[str, Any]) -> Response:
+    """Answer with the figures of a broadcast, and where to ask again if it goes on."""
+    response = jsonify(told)
+    if told["finishedAt"] is None:
         response.status_code = 202
-        response.headers["Location"] = url_for(".show", broadcast_id=answer["broadcastId"])
+        response.headers["Location"] = url_for(".show", broadcast_id=told["broadcastId"])
     return response
 
 
 def _watch(broadcast_id: int) -> dict[str, Any]:
-    """Wait while a broadcast is sending and return its figures; of those that nobody knows now, none.
+    """Wait while a broadcast is sending, as long as the settings say, and return its figures."""
+    _wait_for_end(broadcast_id)
+    return _figures(broadcast_id)
+
+
+def _watch_new(broadcast_id: int) -> dict[str, Any]:
+    """Watch a broadcast that was just started; where the database goes away, return that its figures are not known.
 
     It goes on whatever happens to the database meanwhile. An error here would make the caller send it again.
     """
     try:
-        _wait_for_end(broadcast_id)
-        return _figures(broadcast_id)
+        return _watch(broadcast_id)
     except UNAVAILABLE:
         log.exception("the database went away while a broadcast was watched")
         unknown = dict.fromkeys(("recipients", "sent", "failed", "finishedAt"))
