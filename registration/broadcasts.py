@@ -318,6 +318,11 @@ def status_of(session: Session, broadcast_id: int) -> BroadcastStatus:
     return status
 
 
+def recipients_of(session: Session, broadcast_id: int) -> int:
+    """Return how many recipients a broadcast was promised at its start."""
+    return session.execute(select(Broadcast.recipients).where(Broadcast.id == broadcast_id)).scalar_one()
+
+
 def page(session: Session, *, before: int | None, limit: int) -> Sequence[int]:
     """Return the ids of broadcasts, newest first; `before` is the last id of the page before."""
     ids = select(Broadcast.id).order_by(Broadcast.id.desc()).limit(limit)

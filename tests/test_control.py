@@ -482,7 +482,7 @@ def test_a_broadcast_is_there_before_anything_is_counted(
     answer = post(client, **NOTICE)
 
     ((broadcast_id,),) = seen
-    expected = {"status": "sending", "broadcastId": broadcast_id, "recipients": None, "sent": None, "failed": None}
+    expected = {"status": "sending", "broadcastId": broadcast_id, "recipients": 1, "sent": 0, "failed": 0}
     assert (answer.status_code, answer.json) == (202, expected | {"finishedAt": None})
     assert answer.headers["Location"].endswith(f"/{broadcast_id}")
     assert post(client, **NOTICE).status_code == 503

@@ -69,10 +69,11 @@ def start() -> ResponseReturnValue:
     except RepeatedBroadcastException as repetition:
         db.session.rollback()
         return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
+    recipients = broadcasts.recipients_of(db.session(), broadcast_id)
     db.session.commit()
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     current_app.extensions["wake"]()
-    return _answer(_watch_new(broadcast_id))
+    return _answer(_watch_new(broadcast_id, recipients))
 
 
 @bp.get("")
@@ -172,8 +173,8 @@ def _watch(broadcast_id: int) -> dict[str, Any]:
     return _figures(broadcast_id)
 
 
-def _watch_new(broadcast_id: int) -> dict[str, Any]:
-    """Watch a broadcast that was just started; where the database goes away, return that its figures are not known.
+def _watch_new(broadcast_id: int, recipients: int) -> dict[str, Any]:
+    """Watch a broadcast that was just started; where the database goes away, return how it began.
 
     It goes on whatever happens to the database meanwhile. An error here would make the caller send it again.
     """
@@ -181,8 +182,8 @@ def _watch_new(broadcast_id: int) -> dict[str, Any]:
         return _watch(broadcast_id)
     except UNAVAILABLE:
         log.exception("the database went away while a broadcast was watched")
-        unknown = dict.fromkeys(("recipients", "sent", "failed", "finishedAt"))
-        return {"status": BroadcastStatus.SENDING, "broadcastId": broadcast_id, **unknown}
+        begun = {"recipients": recipients, "sent": 0, "failed": 0, "finishedAt": None}
+        return {"status": BroadcastStatus.SENDING, "broadcastId": broadcast_id, **begun}
 
 
 def _wait_for_end(broadcast_id: int) -> None:
