@@ -11,7 +11,7 @@ from functools import partial
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from registration import registrations
+from registration import counting
 from tests import mariadb
 
 from . import report, servers
@@ -67,7 +67,7 @@ def _fill(server: mariadb.Server, size: int) -> str:
     more = True
     while more:
         with Session(engine) as session, session.begin():
-            more = registrations.remember_count(session, up_to=size)
+            more = counting.remember(session, up_to=size)
     engine.dispose()
     return url
 

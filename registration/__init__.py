@@ -23,6 +23,7 @@ import logger
 from config import WEB_CONNECTIONS, Config
 
 from . import cli, event_queue, registrations_cli
+from .counting import ConfirmedCount
 from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, db, engine_options, fail_fast
 from .domains import Domains, MailServers
 from .event_queue import RECEIVERS, EventQueue
@@ -32,7 +33,7 @@ from .mailers import Mailer
 from .mailers.letters import Letterhead
 from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
-from .registrations import ConfirmedCount, Registrar
+from .registrations import Registrar
 from .sender import Sender
 from .tokens import Tokens
 from .web import api, control, deliveries, errors, headers, health, installations, optout, request_log
@@ -51,6 +52,7 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.config.from_object(config)
     application.config.update(MAX_CONTENT_LENGTH=LARGEST_BODY, MAX_FORM_MEMORY_SIZE=LARGEST_BODY)
+    application.config["RATE_LIMIT"] = config.SENDING_RATE or math.inf
     application.extensions["tokens"] = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
     _set_up_database(application, config.DB_CONN_STR)
     request_log.init_app(application)
@@ -130,7 +132,7 @@ def create_sender(application: Flask) -> Sender:
     return Sender(
         sessions=sessionmaker(application.extensions["sender_engine"]()),
         mailer=application.extensions["mailer"](),
-        rate_limit=settings["SENDING_RATE"] or math.inf,
+        rate_limit=settings["RATE_LIMIT"],
         ip_retention=timedelta(days=settings["IP_RETENTION_DAYS"]),
         tokens=application.extensions["tokens"],
     )

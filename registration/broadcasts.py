@@ -30,6 +30,7 @@ RESEND = timedelta(minutes=5)
 """The same, when both requests say that the message is to be sent again: a second click, not a third notice."""
 _LINE_END = re.compile(r"\r+\n|\n\r")
 """What programs that disagree about the end of a line make of one."""
+_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _LONGEST_FORECAST = 10 * 365 * 86_400.0
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
@@ -451,8 +452,8 @@ def _identity(whom: Audience) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """Return a text without what a form, a file or a command changes: the ends of lines, and a byte-order mark."""
-    text = _LINE_END.sub("\n", text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+    """Return a text without what a form, a file or a command changes: ends of lines, byte-order marks, blanks."""
+    text = _LINE_END.sub("\n", text.replace(_BYTE_ORDER_MARK, ""))
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 

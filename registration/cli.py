@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from . import audiences, broadcasts, feedback, figures, messages, pacing, terminal
 from .audiences import Audience
 from .broadcasts import Forecast, Progress
-from .db import commit_step, database_time, db
+from .db import commit_step, commit_steps, database_time, db
 from .errors import RegistrationError, RepeatedBroadcastException
 
 POLL_SECONDS = 0.5
@@ -181,9 +181,7 @@ def cancel(broadcast_id: int, *, yes: bool) -> None:
 @_id
 def retry(broadcast_id: int) -> None:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
-    step, begun = partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()), False
-    while commit_step(partial(step, begun=begun)):
-        begun = True
+    commit_steps(partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()))
     _tell(broadcast_id)
 
 
@@ -198,7 +196,7 @@ def _read(file: str, *, ask: bool) -> str:
 
 
 def _forecast(whom: Audience) -> Forecast:
-    forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=_rate_limit())
+    forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=current_app.config["RATE_LIMIT"])
     db.session.rollback()
     return forecast
 
@@ -242,7 +240,7 @@ def _show_until_end(broadcast_id: int, screen: terminal.Screen) -> Progress:
 
 
 def _progress(broadcast_id: int) -> Progress:
-    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=_rate_limit())
+    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=current_app.config["RATE_LIMIT"])
     db.session.rollback()
     return progress
 
@@ -252,10 +250,6 @@ def _free_at() -> float:
     instant = pacing.free_at(db.session())
     db.session.rollback()
     return instant
-
-
-def _rate_limit() -> float:
-    return current_app.config["SENDING_RATE"] or math.inf
 
 
 def _wake() -> None:

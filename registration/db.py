@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import pymysql
@@ -165,6 +166,16 @@ def commit_step(step: Callable[[Session], Result], tries: int = TRIES) -> Result
             raise
         return commit_step(step, tries - 1)
     return done
+
+
+def commit_steps(step: Callable[..., bool]) -> None:
+    """Take a step again and again, each time in a transaction of its own, until it says that there is no more.
+
+    From the second time on it is told `begun=True`.
+    """
+    if commit_step(step):
+        while commit_step(partial(step, begun=True)):
+            pass
 
 
 def database_time(session: Session) -> datetime:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import confirmations, feedback, pins, registrations
+from . import confirmations, counting, feedback, pins, registrations
 
 MINUTE, HOUR = 60.0, 3600.0
 COUNT_MARGIN_SECONDS = 120.0
@@ -60,7 +60,7 @@ class Housekeeper:
     def _count(self) -> None:
         """Remember the count up to what was the highest id a while ago."""
         with self._sessions.begin() as session:
-            highest_id = registrations.highest_id(session)
+            highest_id = counting.highest_id(session)
         if self._highest_ids and highest_id < self._highest_ids[-1][1]:
             self._highest_ids.clear()  # the database was restored, and gives ids out again
         self._highest_ids.append((time.monotonic(), highest_id))
@@ -69,7 +69,7 @@ class Housekeeper:
             self._highest_ids.popleft()
         seen_at, highest_id = self._highest_ids[0]
         if seen_at <= long_ago:
-            self._repeat(lambda session: registrations.remember_count(session, up_to=highest_id))
+            self._repeat(lambda session: counting.remember(session, up_to=highest_id))
 
     def _forget_ip_addresses(self, now: datetime) -> None:
         with self._sessions.begin() as session:

@@ -1,9 +1,7 @@
-"""Registrations and the installations they report: register, count, forget."""
+"""Registrations and the installations they report: register, opt out, confirm, erase."""
 
 from __future__ import annotations
 
-import threading
-import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, in
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from . import addresses, confirmations, erasures, versions
+from . import addresses, confirmations, counting, erasures, versions
 from .addresses import Address
 from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
@@ -24,7 +22,6 @@ from .models import (
     ConfirmationRequest,
     Installation,
     Registration,
-    RegistrationCount,
     RegistrationStatus,
     SoftBounce,
     Variation,
@@ -35,8 +32,6 @@ Row = dict[str, Any]
 Who = uuid.UUID | Address
 """A registration, by its product id or its address."""
 
-CONFIRMED_SECONDS = 60.0
-"""How old the number of confirmed registrations may be that is told."""
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
@@ -257,7 +252,7 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
 
     The row stays, because the ledger names it, and the count goes down by one wherever its id is.
     """
-    lock_count(session)
+    counting.lock(session)
     there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
     if (found := session.execute(there.with_for_update()).one_or_none()) is None:
         return False
@@ -272,16 +267,8 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
     gone |= {"confirmation_sent_at": None}
     session.execute(update(Registration).where(Registration.id == registration_id).values(**gone))
-    session.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))
+    counting.take_away(session)
     return True
-
-
-def lock_count(session: Session) -> None:
-    """Let nobody else erase, import, or move the remembered count until the end of the transaction.
-
-    The same value is written again: on SQLite that locks the database, as FOR UPDATE would not.
-    """
-    rows_matched(session, update(RegistrationCount).values(registrations=RegistrationCount.registrations))
 
 
 def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
@@ -302,44 +289,6 @@ def _confirmable_by(link: ConfirmationLink) -> ColumnElement[bool]:
     return (Registration.product_id == link.product_id) & Registration.status.in_(confirmations.CONFIRMABLE) & is_newest
 
 
-class ConfirmedCount:
-    """How many registrations get notices, where each has to be confirmed first; for any number of threads.
-
-    That goes through all of them, so it is looked up only when somebody asks, and once a minute at most.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._turn = threading.Lock()
-        self._known, self._fresh_until = 0, 0.0
-
-    def get(self) -> int:
-        """Return the number, up to a minute old."""
-        with self._turn:
-            if time.monotonic() >= self._fresh_until:
-                active = select(func.count()).where(Registration.status == RegistrationStatus.ACTIVE)
-                self._known = repeatable(self._engine, lambda connection: connection.execute(active).scalar_one())
-                self._fresh_until = time.monotonic() + CONFIRMED_SECONDS
-            return self._known
-
-
-def count(connection: Connection) -> int:
-    """Return how many addresses are registered, to the last one.
-
-    The remembered count covers all but the newest ids, so the cost depends on how many registered since
-    `remember_count` last ran and not on how many there are. Measured against the alternatives: COUNT(*) takes
-    80 to 400 ms at a million rows; one counter row in the registration's transaction halves the rate of
-    registrations; rows kept by a trigger cost nothing measurable, but RDS lets nobody create a trigger while
-    automated backups are on, unless a parameter group of one's own weakens log_bin_trust_function_creators.
-
-    In two statements, because no database reads a range whose beginning another table holds: each would look at
-    all registrations. What is remembered in between changes nothing.
-    """
-    remembered = connection.execute(select(RegistrationCount.registrations, RegistrationCount.up_to_id)).one()
-    newer = select(func.count()).where(Registration.id > remembered.up_to_id)
-    return int(remembered.registrations) + connection.execute(newer).scalar_one()
-
-
 def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
     """Return the versions and distributions that most registrations reported, most first.
 
@@ -354,29 +303,6 @@ def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
         .limit(limit)
     )
     return [VersionCount(version, distribution, number, key is not None) for version, distribution, number, key in rows]
-
-
-def highest_id(session: Session) -> int:
-    """Return the highest id of a registration; 0 if there is none."""
-    return session.execute(select(func.max(Registration.id))).scalar() or 0
-
-
-def remember_count(session: Session, *, up_to: int) -> bool:
-    """Move the remembered count up by the next registrations up to an id; return whether there may be more.
-
-    A few thousand at once, because whoever erases a registration waits for the row of the count meanwhile. `up_to`
-    must have been the highest id so long ago that no transaction of then is still open, because ids are given out
-    before they are committed: a lower one that came later would never be counted.
-    """
-    lock_count(session)
-    remembered = session.execute(select(RegistrationCount)).scalar_one()
-    newer = select(Registration.id).where(Registration.id > remembered.up_to_id, Registration.id <= up_to)
-    window = newer.order_by(Registration.id).limit(_IDS_AT_ONCE).subquery()
-    last, number = session.execute(select(func.max(window.c.id), func.count()).select_from(window)).one()
-    if last is not None:
-        remembered.registrations += number
-        remembered.up_to_id = last
-    return bool(number == _IDS_AT_ONCE)
 
 
 def ip_address_windows(session: Session) -> range:

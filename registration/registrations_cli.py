@@ -20,7 +20,7 @@ import click
 from flask import current_app
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import addresses, registrations, spreadsheets, transfers
+from . import addresses, counting, registrations, spreadsheets, transfers
 from .addresses import Address
 from .cli import Group
 from .db import commit_step, db
@@ -152,7 +152,7 @@ def suppress(email: str, reason: str) -> None:
 def count(*, as_json: bool) -> None:
     """Count the registrations, by status."""
     found = transfers.count_by_status(db.session())
-    total = registrations.count(db.session.connection())
+    total = counting.count(db.session.connection())
     if as_json:
         click.echo(json.dumps({"count": total, "statuses": found}))
         return

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Executable, and_, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, confirmations, feedback, registrations, versions
+from . import addresses, confirmations, counting, feedback, versions
 from .addresses import Address
 from .db import rows_matched
 from .errors import InvalidEmailException
@@ -128,7 +128,7 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
     registers one of the addresses meanwhile; then the chunk is to be tried again.
     """
     # Two imports wait for each other. And on SQLite who has read may not write any more once somebody else has.
-    registrations.lock_count(session)
+    counting.lock(session)
     tally = Tally()
     erased = is_erased(session, [line.address.key for line in lines])
     known = _known(session, lines)

@@ -19,6 +19,7 @@ from registration.models import Pace, RegistrationCount
 from registration.sender import Sender
 
 from . import mariadb
+from .inbox import Inbox
 
 PIN = "correct horse battery staple"
 HEADERS = {"Authorization": f"Bearer {PIN}"}
@@ -67,6 +68,12 @@ def settings(tmp_path: Path) -> dict[str, str]:
         "REGISTRATIONS_PER_NETWORK": "100000",
         "REGISTRATIONS_PER_MINUTE": "100000",
     }
+
+
+@pytest.fixture
+def inbox(settings: dict[str, str]) -> Inbox:
+    """What the application's recipients find."""
+    return Inbox(Path(settings["OUTBOX_DIRECTORY"]))
 
 
 @pytest.fixture

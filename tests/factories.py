@@ -44,6 +44,11 @@ def register_as(
     db.session.commit()
 
 
+def product_id(email: str) -> uuid.UUID:
+    """Return the product id of a registered address. Needs an application context."""
+    return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
+
+
 def row(
     email: str,
     *,

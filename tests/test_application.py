@@ -17,9 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from email import message_from_bytes
-from email.message import EmailMessage
-from email.policy import default
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ from registration.models import Delivery, DeliveryStatus
 
 from . import factories, mariadb
 from .conftest import PIN, dispose, empty
+from .inbox import Inbox
 from .waiting import until
 
 START_SECONDS = 30
@@ -124,10 +122,6 @@ def curl_lines(printed: str) -> list[str]:
     return [line.strip() for line in printed.splitlines() if line.strip().startswith("curl ")]
 
 
-def mails(folder: Path) -> list[EmailMessage]:
-    return [message_from_bytes(file.read_bytes(), policy=default) for file in sorted(folder.glob("*.eml"))]
-
-
 def test_development_says_where_it_is_and_its_three_lines_work_as_printed(
     start: Callable[..., Any], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -144,7 +138,7 @@ def test_development_says_where_it_is_and_its_three_lines_work_as_printed(
     assert uuid.UUID(registered["productId"])
     assert (sent["status"], sent["recipients"], sent["sent"]) == ("sent", 1, 1)
     assert counted == {"count": 1}
-    (mail,) = mails(tmp_path / "outbox")
+    (mail,) = Inbox(tmp_path / "outbox").mails()
     assert mail.get_content_type() == "multipart/alternative"
     assert mail.get_body(("plain",)).get_content().splitlines()[0] == "This is a test."
     assert (mail["To"], mail["Subject"]) == ("ann@example.org", "Hello")
@@ -192,13 +186,13 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
         upgrade()
         emails = factories.register(12)
         broadcast_id = factories.start_broadcast()
-    outbox = tmp_path / "outbox"
+    outbox = Inbox(tmp_path / "outbox")
 
     with start("--dev", SENDING_RATE="2") as program:
-        until(lambda: len(mails(outbox)) >= 2)
+        until(lambda: len(outbox.mails()) >= 2)
         until(lambda: are_held(application))
         program.end(number)
-    assert len(mails(outbox)) < len(emails)
+    assert len(outbox.mails()) < len(emails)
     assert are_held(application) is are_left_held
     with application.app_context():
         let_leases_run_out()
@@ -206,7 +200,7 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
         until(lambda: is_sent(application, broadcast_id))
         assert program.end() == 0
 
-    assert sorted(mail["To"] for mail in mails(outbox)) == sorted(emails)
+    assert sorted(mail["To"] for mail in outbox.mails()) == sorted(emails)
     with application.app_context():
         assert broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC)).sent == len(emails)
 
@@ -279,7 +273,7 @@ def test_the_sender_sends_what_waits_and_ends_on_sigterm(
 
     lines = [json.loads(line)["message"] for line in program.output.read_text().splitlines()]
     assert (lines[0], lines[-1]) == ("the sender started", "the sender stopped")
-    assert sorted(mail["To"] for mail in mails(tmp_path / "outbox")) == sorted(emails)
+    assert sorted(mail["To"] for mail in Inbox(tmp_path / "outbox").mails()) == sorted(emails)
 
 
 def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
@@ -291,7 +285,7 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
         broadcast_id = factories.start_broadcast()
 
     with start("--sender", SENDING_RATE="0.02", **settings) as program:
-        until(lambda: len(mails(tmp_path / "outbox")) == 1)
+        until(lambda: len(Inbox(tmp_path / "outbox").mails()) == 1)
         until(lambda: progress(application, broadcast_id).sent == 1)
         assert program.end() == 0
 

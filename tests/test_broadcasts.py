@@ -844,6 +844,7 @@ def test_the_end_at_no_limit_goes_by_the_rate_of_late() -> None:
         "There is\r\r\na hole.",
         "There is\n\ra hole.",
         "\ufeffThere is\na hole.",
+        " \ufeff\ufeff\nThere is\ufeff\r\na hole.\n\ufeff\n",
     ],
 )
 def test_what_a_form_or_a_file_does_to_the_ends_of_lines_makes_no_other_message(contents: str) -> None:

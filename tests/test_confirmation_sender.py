@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pymysql
@@ -19,8 +18,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import OperationalError
 
-from registration import broadcasts, confirmation_sender, confirmations, pacing
-from registration.confirmation_sender import ConfirmationSender
+from registration import broadcasts, confirmations, pacing
+from registration.confirmation_sender import REST, ConfirmationSender
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -28,6 +27,7 @@ from registration.models import BroadcastStatus, ConfirmationRequest, Pace, Regi
 from registration.sender import BUSY_CONFIRMATIONS, Sender
 
 from . import factories
+from .inbox import Inbox
 from .ledgers import commit
 from .stepping import work
 
@@ -38,14 +38,6 @@ S = RegistrationStatus
 def _in_context(application: Flask) -> Iterator[None]:
     with application.app_context():
         yield
-
-
-def product_id(email: str) -> uuid.UUID:
-    return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
-
-
-def mails(settings: dict[str, str]) -> list[Path]:
-    return list(Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml"))
 
 
 def ask(number: int) -> None:
@@ -62,6 +54,26 @@ def waiting() -> int:
     return db.session.execute(select(func.count()).select_from(ConfirmationRequest)).scalar_one()
 
 
+class Calls(list[str]):
+    """Whom a mailer was called for; its answers are `verdicts` in turn, and then that it has taken each."""
+
+    def __init__(self, *verdicts: Verdict) -> None:
+        self._verdicts = list(verdicts)
+
+    def __call__(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        self.append(recipients[0].address)
+        return [Outcome(self._verdicts.pop(0) if self._verdicts else Verdict.ACCEPTED)]
+
+
+@pytest.fixture
+def confirming(application: Flask, sender: Sender) -> ConfirmationSender:
+    """What sends confirmation mails, as fast as the account allows."""
+    pacing.remember_account(db.session(), Account(1000.0))
+    db.session.commit()
+    tokens = application.extensions["tokens"]
+    return ConfirmationSender(sender.sessions, sender.mailer, tokens, math.inf, threading.Event())
+
+
 @pytest.mark.parametrize(
     ("verdict", "left"),
     [
@@ -71,69 +83,50 @@ def waiting() -> int:
     ],
 )
 def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
-    sender: Sender, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, left: int
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, left: int
 ) -> None:
     ask(6)
-    verdicts, calls = [Verdict.ACCEPTED, verdict], []
-    confirming = sender._confirmations
-    assert isinstance(confirming, ConfirmationSender)
+    calls, now = Calls(Verdict.ACCEPTED, verdict), datetime.now(UTC)
+    monkeypatch.setattr(confirming.mailer, "send", calls)
 
-    def send(message: object, recipients: object) -> list[Outcome]:
-        calls.append(recipients)
-        return [Outcome(verdicts.pop(0) if verdicts else Verdict.ACCEPTED)]
-
-    monkeypatch.setattr(sender.mailer, "send", send)
-    pacing.remember_account(db.session(), Account(1000.0))
-    db.session.commit()
-    for minutes in (0, 2, 4):
-        confirming.send(datetime.now(UTC) + timedelta(minutes=minutes), 10)
+    confirming.send(now, 3)
     assert (len(calls), waiting()) == (2, left)
-
-    monkeypatch.setattr(confirming, "_rest_until", 0.0)
-    confirming.send(datetime.now(UTC) + timedelta(minutes=2), 10)
-
+    confirming.send(now + REST - timedelta(seconds=1), 10)
+    assert (len(calls), waiting()) == (2, left)
+    confirming.send(now + 2 * REST, 10)
     assert (len(calls), waiting()) == (2 + left, 0)
 
 
-def test_what_is_too_fast_ends_the_lot_and_no_more(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(3)
-    pacing.remember_account(db.session(), Account(1000.0))
-    db.session.commit()
-    confirming, calls = sender._confirmations, []
-    assert isinstance(confirming, ConfirmationSender)
-    verdicts = [Verdict.ACCEPTED, Verdict.THROTTLED]
+def test_what_is_too_fast_ends_the_lot_and_no_more(
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(5)
+    calls, now = Calls(Verdict.ACCEPTED, Verdict.THROTTLED), datetime.now(UTC)
+    monkeypatch.setattr(confirming.mailer, "send", calls)
 
-    def send(message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
-        calls.append(recipients)
-        return [Outcome(verdicts.pop(0) if verdicts else Verdict.ACCEPTED)]
-
-    monkeypatch.setattr(sender.mailer, "send", send)
-    confirming.send(datetime.now(UTC), 10)
-
-    assert (len(calls), waiting(), confirming._rest_until) == (2, 2, 0.0)
+    confirming.send(now, 3)
+    assert (len(calls), waiting()) == (2, 4)
+    confirming.send(now + timedelta(seconds=2), 3)
+    assert (len(calls), waiting()) == (4, 2)
 
 
-def test_mails_wait_for_their_turn(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mails_wait_for_their_turn(confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(1)
-    pacing.remember_account(db.session(), Account(1000.0))
     now = datetime.now(UTC)
     pacing.back_off(db.session(), 0.5, now=now.timestamp())
     db.session.commit()
     waits: list[float] = []
-    monkeypatch.setattr(sender.stopping, "wait", waits.append)
-    assert isinstance(sender._confirmations, ConfirmationSender)
+    monkeypatch.setattr(confirming.stopping, "wait", waits.append)
 
-    sender._confirmations.send(now, 10)
+    confirming.send(now, 10)
 
     assert [round(seconds, 1) for seconds in waits] == [0.5]
 
 
 def test_what_the_database_does_not_take_back_is_given_back_the_next_time(
-    sender: Sender, monkeypatch: pytest.MonkeyPatch
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(3)
-    pacing.remember_account(db.session(), Account(1000.0))
-    db.session.commit()
     failures = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
     give_back = confirmations.give_back
 
@@ -143,13 +136,12 @@ def test_what_the_database_does_not_take_back_is_given_back_the_next_time(
         give_back(*arguments, **named)
 
     monkeypatch.setattr(confirmations, "give_back", fail_once)
-    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(Verdict.HELD)])
-    assert isinstance(sender._confirmations, ConfirmationSender)
+    monkeypatch.setattr(confirming.mailer, "send", Calls(Verdict.HELD))
     with pytest.raises(OperationalError):
-        sender._confirmations.send(datetime.now(UTC), 10)
+        confirming.send(datetime.now(UTC), 10)
     assert waiting() == 0
 
-    sender._confirmations.send(datetime.now(UTC), 10)
+    confirming.send(datetime.now(UTC), 10)
 
     assert waiting() == 3
 
@@ -197,14 +189,8 @@ def test_a_mail_that_the_service_does_not_take_yet_is_sent_later(
 ) -> None:
     (email,) = factories.register(status=S.OPTED_OUT)
     client.post("/api/registration", data={"email": email})
-    monkeypatch.setattr(confirmation_sender, "REST_SECONDS", 0.0)
-    verdicts, sent = [Verdict.HELD, Verdict.ACCEPTED], []
-
-    def send(message, recipients):
-        sent.append(recipients[0].address)
-        return [Outcome(verdicts.pop(0))]
-
-    monkeypatch.setattr(sender.mailer, "send", send)
+    sent = Calls(Verdict.HELD)
+    monkeypatch.setattr(sender.mailer, "send", sent)
     sender.look()
     sender.look()
     assert sent == [email]
@@ -215,20 +201,18 @@ def test_a_mail_that_the_service_does_not_take_yet_is_sent_later(
 
 
 def test_a_sender_that_is_to_end_gives_the_confirmations_that_it_took_back(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     (email,) = factories.register(status=S.OPTED_OUT)
     client.post("/api/registration", data={"email": email})
     sender.stop()
     sender.look()
-    assert mails(settings) == []
-    assert isinstance(sender._confirmations, ConfirmationSender)
-    assert sender._confirmations._rest_until == 0.0
+    assert inbox.mails() == []
 
     later = replace(sender, stopping=threading.Event(), now=lambda: datetime.now(UTC) + timedelta(minutes=2))
     later.look()
 
-    assert len(mails(settings)) == 1
+    assert len(inbox.mails()) == 1
 
 
 def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
@@ -236,7 +220,7 @@ def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
 ) -> None:
     (email,) = factories.register(status=S.UNCONFIRMED)
     client.post("/api/registration", data={"email": email})
-    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(email))
     db.session.rollback()
     sent = []
 
@@ -245,7 +229,6 @@ def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
         sent.append(recipients)
         return [Outcome(Verdict.HELD)]
 
-    monkeypatch.setattr(confirmation_sender, "REST_SECONDS", 0.0)
     monkeypatch.setattr(sender.mailer, "send", hold)
     sender.look()
     sender.now = lambda: datetime.now(UTC) + timedelta(minutes=2)
@@ -255,7 +238,7 @@ def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
 
 
 def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     for email in factories.register(10, status=S.UNCONFIRMED):
         client.post("/api/registration", data={"email": email})
@@ -264,7 +247,7 @@ def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
     for tenths in range(31):
         slow.now = lambda tenths=tenths: begun + timedelta(seconds=tenths / 10)
         slow.look()
-        sent.append(len(mails(settings)))
+        sent.append(len(inbox.mails()))
 
     assert max(after - before for before, after in pairwise(sent)) == 1
     assert 6 <= sent[-1] <= 8
@@ -274,7 +257,7 @@ def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
     started = time.monotonic()
     slow.look()
     assert time.monotonic() - started < 10
-    assert len(mails(settings)) == sent[-1]
+    assert len(inbox.mails()) == sent[-1]
 
 
 def test_a_confirmation_mail_that_is_too_fast_slows_all_senders_down(

@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from email import message_from_bytes, policy
-from pathlib import Path
 
 import pytest
 from flask import Flask, current_app
@@ -16,7 +14,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import sessionmaker
 
-from registration import addresses, confirmations, feedback, registrations
+from registration import addresses, confirmations, counting, feedback
 from registration.db import AUTOCOMMIT, db
 from registration.mailers.letters import STOP
 from registration.models import ConfirmationMail, Registration, RegistrationStatus
@@ -24,6 +22,7 @@ from registration.sender import Sender
 from registration.tokens import Tokens
 
 from . import factories, ses_events
+from .inbox import Inbox
 from .stepping import work
 
 S = RegistrationStatus
@@ -40,20 +39,8 @@ def status(email: str) -> RegistrationStatus:
     return db.session.execute(select(Registration.status).where(Registration.email == email)).scalar_one()
 
 
-def product_id(email: str) -> uuid.UUID:
-    return db.session.execute(select(Registration.product_id).where(Registration.email == email)).scalar_one()
-
-
 def take(now: datetime, limit: int = 10) -> list[confirmations.Confirmation]:
     return confirmations.take(db.session(), now, tokens=current_app.extensions["tokens"], limit=limit)
-
-
-def mails(settings: dict[str, str]) -> list[str]:
-    files = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
-    return [
-        message_from_bytes(file.read_bytes(), policy=policy.default).get_body(("plain",)).get_content()
-        for file in files
-    ]
 
 
 @pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
@@ -62,12 +49,12 @@ def test_who_bounced_is_active_again_at_once(client: FlaskClient, form: dict[str
 
     answer = client.post("/api/registration", data={"email": email, **form})
 
-    assert (answer.status_code, answer.json) == (201, {"productId": str(product_id(email))})
+    assert (answer.status_code, answer.json) == (201, {"productId": str(factories.product_id(email))})
     assert status(email) is S.ACTIVE
 
 
 def test_whose_confirmation_mail_bounced_is_mailed_no_more_and_comes_back_unconfirmed(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     (email,) = factories.register(status=S.UNCONFIRMED)
     client.post("/api/registration", data={"email": email})
@@ -81,23 +68,22 @@ def test_whose_confirmation_mail_bounced_is_mailed_no_more_and_comes_back_unconf
 
     assert status(email) is S.UNCONFIRMED
     sender.look()
-    (text,) = mails(settings)
+    (text,) = inbox.texts()
     client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
     assert status(email) is S.ACTIVE
 
 
 @pytest.mark.parametrize("left", [S.OPTED_OUT, S.COMPLAINED, S.UNCONFIRMED])
 def test_who_left_stays_out_until_the_one_mail_is_confirmed(
-    client: FlaskClient, sender: Sender, settings: dict[str, str], left: RegistrationStatus
+    client: FlaskClient, sender: Sender, inbox: Inbox, left: RegistrationStatus
 ) -> None:
     (email,) = factories.register(status=left)
 
     for _ in range(5):
         answer = client.post("/api/registration", data={"email": email.upper(), "version": "CALLERS TEXT"})
-        assert (answer.status_code, answer.json) == (201, {"productId": str(product_id(email))})
+        assert (answer.status_code, answer.json) == (201, {"productId": str(factories.product_id(email))})
         sender.look()
-        (text,) = mails(settings)
-        Path(settings["OUTBOX_DIRECTORY"], f"0-{email}.eml").touch()
+        (text,) = inbox.texts()
     assert "CALLERS" not in text
     assert status(email) is left
 
@@ -113,14 +99,16 @@ def confirmation_link(email: str, sent_at: datetime) -> str:
     """Let a confirmation mail have been sent to a registration, and return the path of its link."""
     db.session.execute(update(Registration).where(Registration.email == email).values(confirmation_sent_at=sent_at))
     db.session.commit()
-    url = current_app.extensions["tokens"].confirmation_url(product_id(email), sent_at)
+    url = current_app.extensions["tokens"].confirmation_url(factories.product_id(email), sent_at)
     return url.removeprefix("http://127.0.0.1:5000")
 
 
 def test_a_link_confirms_once_and_a_later_no_holds(client: FlaskClient) -> None:
     (email,) = factories.register(status=S.UNCONFIRMED)
     path = confirmation_link(email, datetime.now(UTC))
-    opt_out = current_app.extensions["tokens"].opt_out_url(product_id(email)).removeprefix("http://127.0.0.1:5000")
+    opt_out = (
+        current_app.extensions["tokens"].opt_out_url(factories.product_id(email)).removeprefix("http://127.0.0.1:5000")
+    )
 
     for _ in range(2):
         assert "Thank you" in client.post(path).text
@@ -139,7 +127,9 @@ def test_a_link_that_was_not_used_is_void_after_an_opt_out(client: FlaskClient, 
     (email,) = factories.register(status=left)
     path = confirmation_link(email, datetime.now(UTC))
 
-    client.post(current_app.extensions["tokens"].opt_out_url(product_id(email)).removeprefix("http://127.0.0.1:5000"))
+    client.post(
+        current_app.extensions["tokens"].opt_out_url(factories.product_id(email)).removeprefix("http://127.0.0.1:5000")
+    )
 
     assert client.post(path).status_code == 410
     assert status(email) is not S.ACTIVE
@@ -156,15 +146,14 @@ def test_only_the_link_of_the_newest_mail_confirms(client: FlaskClient) -> None:
 
 
 def test_the_owner_can_also_say_no_by_the_footer_or_in_the_mail_program(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     (email,) = factories.register(status=S.UNCONFIRMED)
     client.post("/api/registration", data={"email": email})
     sender.look()
 
-    (file,) = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
-    mail = message_from_bytes(file.read_bytes(), policy=policy.default)
-    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+    (mail,) = inbox.mails()
+    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(email))
 
     assert mail["List-Unsubscribe"] == f"<{link}>"
     assert f"{STOP}: {link}" in mail.get_body(("plain",)).get_content()
@@ -174,7 +163,7 @@ def test_the_owner_can_also_say_no_by_the_footer_or_in_the_mail_program(
 
 
 def test_variations_of_an_address_get_one_mail_a_day_between_them(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     for number in range(20):
         email = f"vic.tim+{number}@gmail.com" if number % 2 else f"v.ictim+{number}@googlemail.com"
@@ -183,20 +172,18 @@ def test_variations_of_an_address_get_one_mail_a_day_between_them(
     for _ in range(5):
         sender.look()
 
-    assert len(mails(settings)) == 1
+    assert len(inbox.mails()) == 1
 
 
-def received(settings: dict[str, str], sender: Sender) -> list[tuple[str, str]]:
+def received(inbox: Inbox, sender: Sender) -> list[tuple[str, str]]:
     """Let the sender do all there is to do; return to which address each mail went, and its subject."""
     work(sender)
-    files = Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml")
-    mails = [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
-    return sorted((mail["To"], mail["Subject"]) for mail in mails)
+    return sorted((mail["To"], mail["Subject"]) for mail in inbox.mails())
 
 
 @pytest.mark.parametrize("left", [S.OPTED_OUT, S.COMPLAINED, S.BOUNCED, S.ACTIVE])
 def test_a_flood_of_variations_of_a_registered_address_brings_its_mailbox_one_mail(
-    client: FlaskClient, sender: Sender, settings: dict[str, str], left: RegistrationStatus
+    client: FlaskClient, sender: Sender, inbox: Inbox, left: RegistrationStatus
 ) -> None:
     factories.register_as("victim@gmail.com", status=left)
     (other,) = factories.register()
@@ -205,7 +192,7 @@ def test_a_flood_of_variations_of_a_registered_address_brings_its_mailbox_one_ma
         assert client.post("/api/registration", data={"email": email}).status_code == 201
     factories.start_broadcast("Update now")
 
-    mails = received(settings, sender)
+    mails = received(inbox, sender)
 
     variations = [subject for address, subject in mails if address not in ("victim@gmail.com", other)]
     assert variations == [confirmations.compose("").subject]
@@ -216,7 +203,7 @@ def test_a_flood_of_variations_of_a_registered_address_brings_its_mailbox_one_ma
 
 
 @pytest.mark.timeout(400)
-def test_ten_thousand_variations_bring_one_mail_a_day(sender: Sender, settings: dict[str, str]) -> None:
+def test_ten_thousand_variations_bring_one_mail_a_day(sender: Sender, inbox: Inbox) -> None:
     if db.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer at a time, which takes minutes")
     factories.register_as("victim@gmail.com", status=S.OPTED_OUT)
@@ -235,7 +222,7 @@ def test_ten_thousand_variations_bring_one_mail_a_day(sender: Sender, settings: 
         sender.look()
         assert take(sender.now(), limit=1_000) == []
         db.session.commit()
-        sent.append(len(mails(settings)))
+        sent.append(len(inbox.mails()))
 
     assert sent == [1, 1, 2]
     db.session.rollback()
@@ -245,7 +232,7 @@ def test_ten_thousand_variations_bring_one_mail_a_day(sender: Sender, settings: 
 
 @pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
 def test_of_the_variations_of_an_unknown_mailbox_the_first_is_active_and_the_rest_bring_one_mail(
-    client: FlaskClient, sender: Sender, settings: dict[str, str], form: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox, form: dict[str, str]
 ) -> None:
     for number in range(40):
         email = f"victim+{number}@example.org"
@@ -253,7 +240,7 @@ def test_of_the_variations_of_an_unknown_mailbox_the_first_is_active_and_the_res
         assert answers[0].status_code == 201
     factories.start_broadcast("Update now")
 
-    (confirmation, notice) = sorted(received(settings, sender), key=lambda mail: mail[1])
+    (confirmation, notice) = sorted(received(inbox, sender), key=lambda mail: mail[1])
 
     assert notice == ("victim+0@example.org", "Update now")
     assert confirmation[1] == confirmations.compose("").subject
@@ -262,13 +249,13 @@ def test_of_the_variations_of_an_unknown_mailbox_the_first_is_active_and_the_res
 
 
 def test_the_owner_of_a_variation_gets_its_notices_after_a_click(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     factories.register_as("ann@example.org")
     client.post("/api/registration", data={"email": "ann+clinic@example.org"})
     sender.look()
 
-    (text,) = mails(settings)
+    (text,) = inbox.texts()
     client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
 
     assert status("ann+clinic@example.org") is S.ACTIVE
@@ -287,7 +274,7 @@ def test_a_mailbox_gets_another_mail_the_next_day() -> None:
 
 
 def test_the_mail_to_a_second_address_of_a_mailbox_comes_a_day_later_and_that_of_a_third_never(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     factories.register_as("ann@example.org")
     begun = datetime.now(UTC)
@@ -297,21 +284,20 @@ def test_the_mail_to_a_second_address_of_a_mailbox_comes_a_day_later_and_that_of
     for hours in (0, 0, 0, 0, 23, 24.1, 24.1, 25, 49, 73, 97):
         sender.now = lambda hours=hours: begun + timedelta(seconds=5, hours=hours)
         sender.look()
-        sent.append(len(mails(settings)))
-        for file in Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml"):
-            file.unlink()
+        sent.append(len(inbox.mails()))
+        inbox.empty()
 
     assert sent == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
 def erase(client: FlaskClient, email: str) -> None:
-    link = current_app.extensions["tokens"].opt_out_url(product_id(email))
+    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(email))
     assert client.post(f"{link.removeprefix('http://127.0.0.1:5000')}/erase").status_code == 200
 
 
 @pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
 def test_an_erased_address_that_is_registered_again_waits_for_its_owner(
-    client: FlaskClient, sender: Sender, settings: dict[str, str], form: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox, form: dict[str, str]
 ) -> None:
     (email, other) = factories.register(2)
     erase(client, email)
@@ -320,9 +306,9 @@ def test_an_erased_address_that_is_registered_again_waits_for_its_owner(
 
     assert status(email.title()) is S.UNCONFIRMED
     sender.look()
-    (text,) = mails(settings)
+    (text,) = inbox.texts()
     factories.start_broadcast("Update now")
-    assert [address for address, subject in received(settings, sender) if subject == "Update now"] == [other]
+    assert [address for address, subject in received(inbox, sender) if subject == "Update now"] == [other]
     client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
     assert status(email.title()) is S.ACTIVE
 
@@ -337,7 +323,7 @@ def test_a_variation_of_an_erased_address_waits_for_its_owner(client: FlaskClien
 
 
 def test_an_erasure_brings_no_second_mail_on_one_day_and_keeps_no_address(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     factories.register_as("ann@example.org")
     sent, begun = [], datetime.now(UTC)
@@ -345,9 +331,8 @@ def test_an_erasure_brings_no_second_mail_on_one_day_and_keeps_no_address(
         client.post("/api/registration", data={"email": "ann+clinic@example.org"})
         sender.now = lambda hours=hours: begun + timedelta(seconds=5, hours=hours)
         sender.look()
-        sent.append(len(mails(settings)))
-        for file in Path(settings["OUTBOX_DIRECTORY"]).glob("*.eml"):
-            file.unlink()
+        sent.append(len(inbox.mails()))
+        inbox.empty()
         erase(client, "ann+clinic@example.org")
         (remembered,) = db.session.execute(select(ConfirmationMail)).scalars()
         assert re.fullmatch("[0-9a-f]{64}", remembered.mailbox)
@@ -371,9 +356,7 @@ def test_a_new_key_for_tokens_does_not_bring_a_second_mail() -> None:
     assert taken == [1, 0]
 
 
-def test_who_is_not_asked_after_all_uses_up_no_day(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
-) -> None:
+def test_who_is_not_asked_after_all_uses_up_no_day(client: FlaskClient, sender: Sender, inbox: Inbox) -> None:
     factories.register_as("ann@example.org", "ann+1@example.org", "ann+2@example.org", status=S.OPTED_OUT)
     client.post("/api/registration", data={"email": "ann+1@example.org"})
     db.session.execute(update(Registration).where(Registration.email == "ann+1@example.org").values(status=S.ACTIVE))
@@ -382,7 +365,7 @@ def test_who_is_not_asked_after_all_uses_up_no_day(
 
     sender.look()
 
-    assert len(mails(settings)) == 1
+    assert len(inbox.mails()) == 1
 
 
 def test_an_address_is_asked_once_a_day_at_most() -> None:
@@ -402,12 +385,12 @@ def test_an_address_is_asked_once_a_day_at_most() -> None:
 
 
 def test_who_opts_out_or_complains_gets_no_confirmation_mail_that_is_still_due(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
+    client: FlaskClient, sender: Sender, inbox: Inbox
 ) -> None:
     opts_out, complains = factories.register(2, status=S.UNCONFIRMED)
     for email in (opts_out, complains):
         client.post("/api/registration", data={"email": email})
-    link = current_app.extensions["tokens"].opt_out_url(product_id(opts_out))
+    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(opts_out))
     client.post(link.removeprefix("http://127.0.0.1:5000"))
     feedback.take(db.session(), [ses_events.complaint(0, address=complains)], datetime.now(UTC))
     db.session.commit()
@@ -415,7 +398,7 @@ def test_who_opts_out_or_complains_gets_no_confirmation_mail_that_is_still_due(
     sender.look()
 
     assert [status(email) for email in (opts_out, complains)] == [S.OPTED_OUT, S.COMPLAINED]
-    assert mails(settings) == []
+    assert inbox.mails() == []
 
 
 def test_an_opt_out_waits_for_nobody_elses_confirmation_mail(client: FlaskClient) -> None:
@@ -423,7 +406,7 @@ def test_an_opt_out_waits_for_nobody_elses_confirmation_mail(client: FlaskClient
         pytest.skip("SQLite has one writer at a time")
     asked, opts_out = factories.register(2, status=S.UNCONFIRMED)
     client.post("/api/registration", data={"email": asked})
-    link = current_app.extensions["tokens"].opt_out_url(product_id(opts_out))
+    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(opts_out))
     db.session.rollback()
     with sessionmaker(db.engine).begin() as other:
         confirmations.take(other, datetime.now(UTC), tokens=current_app.extensions["tokens"], limit=10)
@@ -441,9 +424,7 @@ def test_who_opts_out_while_the_mails_are_taken_gets_none(client: FlaskClient, m
     assert db.session.execute(select(Registration.confirmation_sent_at)).scalar_one() is None
 
 
-def test_nobody_is_asked_who_opted_out_of_nothing(
-    client: FlaskClient, sender: Sender, settings: dict[str, str]
-) -> None:
+def test_nobody_is_asked_who_opted_out_of_nothing(client: FlaskClient, sender: Sender, inbox: Inbox) -> None:
     (email,) = factories.register(status=S.OPTED_OUT)
     client.post("/api/registration", data={"email": email})
     db.session.execute(update(Registration).values(status=S.ACTIVE))
@@ -451,7 +432,7 @@ def test_nobody_is_asked_who_opted_out_of_nothing(
 
     sender.look()
 
-    assert mails(settings) == []
+    assert inbox.mails() == []
 
 
 class TestWithConfirmation:
@@ -463,16 +444,16 @@ class TestWithConfirmation:
         self,
         client: FlaskClient,
         sender: Sender,
-        settings: dict[str, str],
+        inbox: Inbox,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(registrations, "CONFIRMED_SECONDS", 0.0)
+        monkeypatch.setattr(counting, "CONFIRMED_SECONDS", 0.0)
         factories.register(2)
         assert client.post("/api/registration", data={"email": "ann@example.org"}).status_code == 201
 
         assert status("ann@example.org") is S.UNCONFIRMED
         assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 2}
         sender.look()
-        (text,) = mails(settings)
+        (text,) = inbox.texts()
         client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
         assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 3}

@@ -207,6 +207,12 @@ def test_another_key_starts_another_broadcast(client: FlaskClient) -> None:
     assert ids[:2] == ids[2:]
 
 
+def test_blanks_around_a_key_make_no_other_key(client: FlaskClient) -> None:
+    ids = {post(client, headers={"Idempotency-Key": key}, **NOTICE).json["broadcastId"] for key in ("a", " a\t ", "a ")}
+
+    assert len(ids) == 1
+
+
 def test_a_key_that_was_used_for_another_message_is_answered_422(application: Flask, client: FlaskClient) -> None:
     headers = {"Idempotency-Key": "the-key"}
     post(client, headers=headers, **NOTICE)
@@ -217,7 +223,7 @@ def test_a_key_that_was_used_for_another_message_is_answered_422(application: Fl
     assert count(application, Broadcast) == 1
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9", "a\tb"])
+@pytest.mark.parametrize("key", ["", "  ", "x" * 256, "caf\u00e9", "a\tb"])
 def test_a_key_that_is_unusable_is_answered_400(application: Flask, client: FlaskClient, key: str) -> None:
     assert_problem(post(client, headers={"Idempotency-Key": key}, **NOTICE), 400, "InvalidIdempotencyKeyException")
     assert count(application, Broadcast) == 0

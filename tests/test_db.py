@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import Connection, create_engine, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
+from sqlalchemy.orm import Session
 
 from registration.db import (
     AUTOCOMMIT,
@@ -20,6 +21,7 @@ from registration.db import (
     REFUSED_SECONDS,
     ROWS,
     clock_offset,
+    commit_steps,
     database_time,
     db,
     engine_options,
@@ -236,3 +238,16 @@ def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
             engine.connect()
 
     assert time.monotonic() - begun < 2 * CONNECT_SECONDS
+
+
+def test_steps_are_taken_until_there_is_no_more_and_all_but_the_first_are_told(application: Flask) -> None:
+    told: list[bool] = []
+
+    def step(_: Session, *, begun: bool = False) -> bool:
+        told.append(begun)
+        return len(told) < 3
+
+    with application.app_context():
+        commit_steps(step)
+
+    assert told == [False, True, True]

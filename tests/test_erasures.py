@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, erasures, registrations
+from registration import addresses, counting, erasures, registrations
 from registration.db import AUTOCOMMIT, ROWS, db
 from registration.models import Erasure, Registration
 from registration.models import RegistrationStatus as S
@@ -263,4 +263,4 @@ def test_of_two_simultaneous_erasures_of_an_address_one_counts() -> None:
 
     assert sorted(counted) == [False, False, False, True]
     with db.engine.connect() as connection:
-        assert registrations.count(connection) == 2
+        assert counting.count(connection) == 2

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from registration import confirmations, feedback, housekeeping, pins, registrations
+from registration import confirmations, counting, feedback, housekeeping, pins
 from registration.db import db
 from registration.housekeeping import COUNT_MARGIN_SECONDS, HOUR, MINUTE, Housekeeper, Timetable
 from registration.models import ConfirmationMail, FeedbackEvent, Registration, RegistrationCount, WrongPin
@@ -92,7 +92,7 @@ def test_registrations_are_counted_once_they_are_old_enough_to_be_settled(
         factories.register(1)
 
     assert seen == [0, 0, 2, 3, 4]
-    assert registrations.count(db.session.connection()) == 7
+    assert counting.count(db.session.connection()) == 7
 
 
 def test_the_count_waits_for_the_whole_margin(housekeeper: Housekeeper, clock: Clock) -> None:
@@ -126,16 +126,16 @@ def test_an_empty_table_is_counted_too(housekeeper: Housekeeper, clock: Clock) -
 def test_many_registrations_are_counted_in_transactions_of_their_own(
     housekeeper: Housekeeper, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
+    monkeypatch.setattr(counting, "_IDS_AT_ONCE", 2)
     factories.register(7)
     steps: list[int] = []
-    remember_count = registrations.remember_count
+    remember = counting.remember
 
     def count(session: Session, **named: Any) -> bool:
         steps.append(session.execute(select(RegistrationCount.registrations)).scalar_one())
-        return remember_count(session, **named)
+        return remember(session, **named)
 
-    monkeypatch.setattr(registrations, "remember_count", count)
+    monkeypatch.setattr(counting, "remember", count)
 
     housekeeper.work(NOW)
     clock.now += COUNT_MARGIN_SECONDS

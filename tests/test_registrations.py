@@ -1,4 +1,4 @@
-"""Registering, counting and forgetting, on SQLite and on MariaDB."""
+"""Registering and forgetting, on SQLite and on MariaDB."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import delete, event, func, insert, select, text, update
+from sqlalchemy import event, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.orm import Session
 
 from registration import addresses, registrations, versions
 from registration.db import db
@@ -21,7 +19,6 @@ from registration.errors import AlreadyRegisteredException
 from registration.models import (
     Installation,
     Registration,
-    RegistrationCount,
     RegistrationStatus,
     Variation,
 )
@@ -231,94 +228,6 @@ def simultaneously(calls: list[Callable[[], object]]) -> list[object]:
     return outcomes
 
 
-def test_the_count_is_exact_at_any_moment() -> None:
-    assert registrations.count(db.session) == 0
-    factories.register(3)
-    assert registrations.count(db.session) == 3
-    highest = registrations.highest_id(db.session)
-    remember(highest)
-    assert registrations.count(db.session) == 3
-    factories.register(2)
-    assert registrations.count(db.session) == 5
-    remember(highest)
-    assert registrations.count(db.session) == 5
-    assert db.session.execute(select(RegistrationCount.registrations)).scalar_one() == 3
-
-
-def test_a_registration_that_is_still_in_flight_beside_an_import_of_old_ones_is_counted() -> None:
-    """Ids are given out before they are committed, and an import has new ids with old dates."""
-    if db.engine.dialect.name == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
-    factories.register(2, created_at=NOW - timedelta(days=1))
-    settled = registrations.highest_id(db.session)
-    db.session.rollback()
-    with Session(db.engine) as in_flight:
-        in_flight.execute(insert(Registration), [factories.row("ann@example.org")])
-        factories.register_as("old@example.org", created_at=NOW - timedelta(days=2000))
-
-        remember(settled)
-
-        in_flight.commit()
-    assert registrations.count(db.session) == 4
-
-
-def test_an_erasure_beside_it_is_not_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite has no FOR UPDATE and begins no transaction by reading."""
-    factories.register(3)
-    highest = registrations.highest_id(db.session)
-    db.session.rollback()
-    with Session(db.engine) as counting, Session(db.engine) as other:
-        statements: list[str] = []
-
-        @event.listens_for(db.engine, "before_cursor_execute")
-        def note(*arguments: Any) -> None:
-            statements.append(arguments[2])
-
-        registrations.remember_count(counting, up_to=highest)
-        event.remove(db.engine, "before_cursor_execute", note)
-        assert statements[0].startswith("UPDATE registration_count")
-        counting.commit()
-        other.execute(update(RegistrationCount).values(registrations=RegistrationCount.registrations - 1))
-        other.commit()
-    assert registrations.count(db.session) == 2
-
-
-def test_the_remembered_count_moves_by_a_few_at_once_whatever_gaps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
-    emails = factories.register(9)
-    settled = registrations.highest_id(db.session)
-    db.session.execute(delete(Registration).where(Registration.email.in_(emails[2:6])))
-    db.session.commit()
-    factories.register(1)
-
-    remembered = []
-    more = True
-    while more:
-        more = remember(settled)
-        remembered.append(db.session.execute(select(RegistrationCount.registrations)).scalar_one())
-        assert registrations.count(db.session) == 6
-
-    assert remembered == [2, 4, 5]
-
-
-def test_counting_reads_only_what_is_newer_than_the_remembered_count() -> None:
-    factories.register(50)
-    remember(registrations.highest_id(db.session))
-    last = db.session.execute(select(RegistrationCount.up_to_id)).scalar_one()
-    assert last == db.session.execute(select(func.max(Registration.id))).scalar_one()
-
-    if db.engine.dialect.name != "sqlite":
-        before = rows_read()
-        assert registrations.count(db.session) == 50
-        assert rows_read() - before < 10
-
-
-def rows_read() -> int:
-    """Return how many rows the storage engine has read for this connection."""
-    status = db.session.execute(text("SHOW SESSION STATUS LIKE 'Handler_read%'"))
-    return sum(int(value) for _, value in status)
-
-
 def test_ip_addresses_are_forgotten_after_their_time_and_not_before() -> None:
     factories.register(2, created_at=NOW - timedelta(days=91), ip_address="192.0.2.1")
     factories.register(1, created_at=NOW, ip_address="2001:db8::1")
@@ -342,19 +251,3 @@ def test_windows_of_ids_cover_every_registration(monkeypatch: pytest.MonkeyPatch
 
     assert sum(counts) == 5
     assert max(counts) == 2
-
-
-def remember(up_to: int) -> bool:
-    more = registrations.remember_count(db.session, up_to=up_to)
-    db.session.commit()
-    return more
-
-
-def test_the_remembered_count_is_moved_by_one_at_a_time() -> None:
-    if db.engine.dialect.name != "mysql":
-        pytest.skip("SQLite has one writer at a time")
-    with Session(db.engine) as holder, Session(db.engine) as other:
-        holder.execute(select(RegistrationCount).with_for_update())
-        other.execute(text("SET innodb_lock_wait_timeout = 0"))
-        with pytest.raises(OperationalError, match="Lock wait timeout"):
-            registrations.remember_count(other, up_to=1)

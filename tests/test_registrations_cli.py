@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
-from registration import ROOT, confirmations, registrations, registrations_cli, transfers
+from registration import ROOT, confirmations, counting, registrations, registrations_cli, transfers
 from registration.db import AUTOCOMMIT, db
 from registration.models import Installation, Registration, RegistrationStatus, SoftBounce
 from registration.tokens import ConfirmationLink
@@ -82,7 +82,7 @@ def test_an_import_takes_the_columns_by_name(application: Flask, run: Run, tmp_p
         installation = db.session.execute(select(Installation)).scalar_one()
         assert (installation.version, installation.distribution) == ("7.0.3 (1)", "docker")
         assert installation.version_key is not None
-        assert registrations.count(db.session.connection()) == 1
+        assert counting.count(db.session.connection()) == 1
 
 
 def test_an_import_from_standard_input_needs_nothing_but_the_address(run: Run, stored: Any) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
-from .. import addresses, registrations, versions
+from .. import addresses, counting, versions
 from ..db import AUTOCOMMIT, db, repeatable
 from ..errors import InvalidEmailException
 from ..registrations import InstallationReport
@@ -44,7 +44,7 @@ def register() -> ResponseReturnValue:
 @access.public
 def count() -> ResponseReturnValue:
     """Tell how many addresses are registered, and how many of them are confirmed where that is asked for."""
-    counted = {"count": repeatable(db.engines[AUTOCOMMIT], registrations.count)}
+    counted = {"count": repeatable(db.engines[AUTOCOMMIT], counting.count)}
     if current_app.config["CONFIRM_REGISTRATIONS"]:
         counted["confirmed"] = min(counted["count"], current_app.extensions["confirmed_count"].get())
     return counted

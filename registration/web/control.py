@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from .. import addresses, audiences, broadcasts, feedback, figures, messages, trials
 from ..audiences import Audience
-from ..db import commit_step, database_time, db
+from ..db import commit_step, commit_steps, database_time, db
 from ..errors import (
     InvalidEmailException,
     InvalidEmailMessageException,
@@ -56,7 +55,7 @@ def start() -> ResponseReturnValue:
     whom = _audience(fields)
     key = _idempotency_key()
     if dry_run:
-        forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=_rate_limit())
+        forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=current_app.config["RATE_LIMIT"])
         return figures.of_forecast(forecast, whom.versions.text if whom.versions else None)
     if "test" in fields:
         if not fields.text("test").strip():
@@ -121,9 +120,7 @@ def cancel(broadcast_id: int) -> ResponseReturnValue:
 @access.secret_pin
 def retry(broadcast_id: int) -> ResponseReturnValue:
     """Send a broadcast again to those who failed or were cancelled, nobody else."""
-    step, begun = partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()), False
-    while commit_step(partial(step, begun=begun)):
-        begun = True
+    commit_steps(partial(broadcasts.retry, broadcast_id=broadcast_id, before=_now()))
     return _steer(broadcasts.status_of, broadcast_id)
 
 
@@ -135,14 +132,17 @@ def _audience(fields: Fields) -> Audience:
 
 
 def _idempotency_key() -> str | None:
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not (1 <= len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+    """Return the key without the blanks around it, which are no part of a header's value (RFC 9110 section 5.5)."""
+    if (key := request.headers.get("Idempotency-Key")) is None:
+        return None
+    key = key.strip(" \t")
+    if not (1 <= len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
         raise InvalidIdempotencyKeyException
     return key
 
 
 def _send_test(message: Message, address: str) -> ResponseReturnValue:
-    wait = trials.reserve(db.session(), rate_limit=_rate_limit(), now=_now().timestamp())
+    wait = trials.reserve(db.session(), rate_limit=current_app.config["RATE_LIMIT"], now=_now().timestamp())
     db.session.commit()
     time.sleep(wait)
     trials.send(current_app.extensions["mailer"](), message, address)
@@ -196,12 +196,8 @@ def _wait_for_end(broadcast_id: int) -> None:
 
 
 def _figures(broadcast_id: int) -> dict[str, Any]:
-    now = _now()
-    return figures.of(broadcasts.progress(db.session(), broadcast_id, now, rate_limit=_rate_limit()), now)
-
-
-def _rate_limit() -> float:
-    return current_app.config["SENDING_RATE"] or math.inf
+    now, rate_limit = _now(), current_app.config["RATE_LIMIT"]
+    return figures.of(broadcasts.progress(db.session(), broadcast_id, now, rate_limit=rate_limit), now)
 
 
 def _now() -> datetime:

@@ -30,6 +30,7 @@ LEVELS = {
     "registration.pacing": 3,
     "registration.pins": 3,
     "registration.confirmations": 3,
+    "registration.counting": 3,
     "registration.erasures": 3,
     "registration.registrations": 5,
     "registration.broadcasts": 5,
