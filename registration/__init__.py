@@ -22,7 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import logger
 from config import WEB_CONNECTIONS, Config
 
-from . import cli, event_queue, registrations_cli
+from . import cli, event_queue, registrations_cli, services
 from .counting import ConfirmedCount
 from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, db, engine_options, fail_fast
 from .domains import Domains, MailServers
@@ -35,6 +35,7 @@ from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
 from .registrations import Registrar
 from .sender import Sender
+from .services import Services
 from .tokens import Tokens
 from .web import api, control, deliveries, errors, headers, health, installations, optout, request_log
 
@@ -53,8 +54,8 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.config.from_object(config)
     application.config.update(MAX_CONTENT_LENGTH=LARGEST_BODY, MAX_FORM_MEMORY_SIZE=LARGEST_BODY)
     application.config["RATE_LIMIT"] = config.SENDING_RATE or math.inf
-    application.extensions["tokens"] = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
     _set_up_database(application, config.DB_CONN_STR)
+    _create_services(application, config).init_app(application)
     request_log.init_app(application)
     headers.init_app(application)
     errors.init_app(application)
@@ -63,19 +64,6 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
         application.register_blueprint(module.bp)
     application.cli.add_command(cli.broadcast)
     application.cli.add_command(registrations_cli.registrations_group)
-    application.extensions["limits"] = Limits(
-        per_network=config.REGISTRATIONS_PER_NETWORK,
-        altogether=config.REGISTRATIONS_PER_MINUTE,
-        storage=config.RATE_LIMIT_STORAGE,
-    )
-    application.extensions["domains"] = Domains(
-        allow_reserved=config.ALLOW_RESERVED_DOMAINS,
-        allow_disposable=config.ALLOW_DISPOSABLE_DOMAINS,
-        mail_servers=MailServers() if config.CHECK_MX else None,
-    )
-    application.extensions["wake"] = _prepare_engine(application)
-    application.extensions["sender_engine"] = cache(lambda: _create_sender_engine(application))
-    application.extensions["mailer"] = cache(lambda: _create_mailer(application))
     if config.TRUSTED_PROXIES:
         application.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             application.wsgi_app, x_for=config.TRUSTED_PROXIES
@@ -84,7 +72,7 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
 
 
 def _set_up_database(application: Flask, url: str) -> None:
-    """Make the connection pools, see `db`, and what registers addresses in two of them."""
+    """Make the connection pools, see `db`."""
     if is_file := url.startswith("sqlite"):
         (ROOT / (make_url(url).database or "")).parent.mkdir(parents=True, exist_ok=True)
     application.config.update(
@@ -96,17 +84,34 @@ def _set_up_database(application: Flask, url: str) -> None:
     )
     db.init_app(application)
     with application.app_context():
-        application.extensions["registrar"] = Registrar(
-            db.engines[AUTOCOMMIT],
-            db.engines[ROWS],
-            tokens=application.extensions["tokens"],
-            confirm=application.config["CONFIRM_REGISTRATIONS"],
-        )
-        application.extensions["confirmed_count"] = ConfirmedCount(db.engines[AUTOCOMMIT])
         for engine in () if is_file else db.engines.values():
             fail_fast(engine)
     Migrate(application, db, directory=str(MIGRATIONS))
-    application.extensions["migrations"] = ScriptDirectory(str(MIGRATIONS))
+
+
+def _create_services(application: Flask, config: Config) -> Services:
+    with application.app_context():
+        autocommit, rows = db.engines[AUTOCOMMIT], db.engines[ROWS]
+    tokens = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
+    return Services(
+        tokens=tokens,
+        registrar=Registrar(autocommit, rows, tokens=tokens, confirm=config.CONFIRM_REGISTRATIONS),
+        confirmed_count=ConfirmedCount(autocommit),
+        limits=Limits(
+            per_network=config.REGISTRATIONS_PER_NETWORK,
+            altogether=config.REGISTRATIONS_PER_MINUTE,
+            storage=config.RATE_LIMIT_STORAGE,
+        ),
+        domains=Domains(
+            allow_reserved=config.ALLOW_RESERVED_DOMAINS,
+            allow_disposable=config.ALLOW_DISPOSABLE_DOMAINS,
+            mail_servers=MailServers() if config.CHECK_MX else None,
+        ),
+        migrations=ScriptDirectory(str(MIGRATIONS)),
+        wake=_prepare_engine(application),
+        mailer=cache(lambda: _create_mailer(application)),
+        sender_engine=cache(lambda: _create_sender_engine(application)),
+    )
 
 
 def _prepare_engine(application: Flask) -> Callable[[], None]:
@@ -130,11 +135,11 @@ def create_sender(application: Flask) -> Sender:
     """Build what sends the broadcasts of this application."""
     settings = application.config
     return Sender(
-        sessions=sessionmaker(application.extensions["sender_engine"]()),
-        mailer=application.extensions["mailer"](),
+        sessions=sessionmaker(services.of(application).sender_engine()),
+        mailer=services.of(application).mailer(),
         rate_limit=settings["RATE_LIMIT"],
         ip_retention=timedelta(days=settings["IP_RETENTION_DAYS"]),
-        tokens=application.extensions["tokens"],
+        tokens=services.of(application).tokens,
     )
 
 
@@ -143,7 +148,7 @@ def create_event_queue(application: Flask) -> EventQueue:
     settings = application.config
     keys = settings["AWS_ACCESS_ID"], settings["AWS_SECRET_KEY"]
     return EventQueue(
-        sessions=sessionmaker(application.extensions["sender_engine"]()),
+        sessions=sessionmaker(services.of(application).sender_engine()),
         connect=partial(event_queue.make_client, settings["SES_REGION"], *keys),
         url=settings["FEEDBACK_QUEUE_URL"],
         sample=settings["CIRCUIT_BREAKER_SAMPLE"],
@@ -165,7 +170,7 @@ def _create_mailer(application: Flask) -> Mailer:
     letterhead = Letterhead(
         sender=settings["SES_SENDER"],
         public_url=settings["PUBLIC_URL"],
-        opt_out_url=application.extensions["tokens"].opt_out_url,
+        opt_out_url=services.of(application).tokens.opt_out_url,
         sender_name=settings["SES_SENDER_NAME"],
         reply_to=settings["SES_REPLY_TO"],
         postal_address=settings["POSTAL_ADDRESS"],

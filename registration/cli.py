@@ -15,7 +15,7 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import audiences, broadcasts, feedback, figures, messages, pacing, terminal
+from . import audiences, broadcasts, feedback, figures, messages, pacing, services, terminal
 from .audiences import Audience
 from .broadcasts import Forecast, Progress
 from .db import commit_step, commit_steps, database_time, db
@@ -253,7 +253,7 @@ def _free_at() -> float:
 
 
 def _wake() -> None:
-    current_app.extensions["wake"]()
+    services.current().wake()
 
 
 def _now() -> datetime:

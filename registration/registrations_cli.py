@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
-from flask import current_app
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import addresses, counting, registrations, spreadsheets, transfers
+from . import addresses, counting, registrations, services, spreadsheets, transfers
 from .addresses import Address
 from .cli import Group
 from .db import commit_step, db
@@ -124,7 +123,7 @@ def forget(email: str, *, yes: bool) -> None:
     address = _address(email)
     if not yes:
         click.confirm("This cannot be undone. Erase the address?", abort=True)
-    erase = partial(registrations.erase, who=address, tokens=current_app.extensions["tokens"], now=datetime.now(UTC))
+    erase = partial(registrations.erase, who=address, tokens=services.current().tokens, now=datetime.now(UTC))
     if not commit_step(erase):
         raise click.ClickException(_UNKNOWN)
     click.echo("The address is erased.")
@@ -222,7 +221,7 @@ def _take_in(chunk: list[tuple[int, dict[str, str] | str]], *, dry_run: bool) ->
     """Store a chunk in one transaction, and again when others got into its way."""
     now = datetime.now(UTC)
     unreadable, lines = Tally(), list[Line]()
-    check: Callable[[Address], None] = partial(current_app.extensions["domains"].check, look_up=False)
+    check: Callable[[Address], None] = partial(services.current().domains.check, look_up=False)
     for number, cells in chunk:
         try:
             if isinstance(cells, str):
@@ -230,7 +229,7 @@ def _take_in(chunk: list[tuple[int, dict[str, str] | str]], *, dry_run: bool) ->
             lines.append(transfers.parse(number, cells, now=now, check=check))
         except RefusedLineError as error:
             unreadable.refuse(number, str(error))
-    is_erased = partial(registrations.erased_among, tokens=current_app.extensions["tokens"])
+    is_erased = partial(registrations.erased_among, tokens=services.current().tokens)
     for left in reversed(range(TRIES)):
         try:
             tally = transfers.take_in(db.session(), lines, is_erased=is_erased)

@@ -13,7 +13,7 @@ from flask_migrate import upgrade
 from sqlalchemy import insert
 
 import config
-from registration import create_application, create_sender
+from registration import create_application, create_sender, services
 from registration.db import Base, db
 from registration.models import Pace, RegistrationCount
 from registration.sender import Sender
@@ -131,5 +131,5 @@ def empty() -> None:
 
 def dispose(application: Flask) -> None:
     with application.app_context():
-        for engine in (*db.engines.values(), application.extensions["sender_engine"]()):
+        for engine in (*db.engines.values(), services.of(application).sender_engine()):
             engine.dispose()

@@ -13,12 +13,12 @@ from typing import Any
 
 import pymysql
 import pytest
-from flask import Flask, current_app
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import OperationalError
 
-from registration import broadcasts, confirmations, pacing
+from registration import broadcasts, confirmations, pacing, services
 from registration.confirmation_sender import REST, ConfirmationSender
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
@@ -70,7 +70,7 @@ def confirming(application: Flask, sender: Sender) -> ConfirmationSender:
     """What sends confirmation mails, as fast as the account allows."""
     pacing.remember_account(db.session(), Account(1000.0))
     db.session.commit()
-    tokens = application.extensions["tokens"]
+    tokens = services.of(application).tokens
     return ConfirmationSender(sender.sessions, sender.mailer, tokens, math.inf, threading.Event())
 
 
@@ -220,7 +220,7 @@ def test_who_opts_out_while_a_mail_could_not_leave_is_not_asked_again(
 ) -> None:
     (email,) = factories.register(status=S.UNCONFIRMED)
     client.post("/api/registration", data={"email": email})
-    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(email))
+    link = services.current().tokens.opt_out_url(factories.product_id(email))
     db.session.rollback()
     sent = []
 

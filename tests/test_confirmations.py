@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from flask import Flask, current_app
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import sessionmaker
 
-from registration import addresses, confirmations, counting, feedback
+from registration import addresses, confirmations, counting, feedback, services
 from registration.db import AUTOCOMMIT, db
 from registration.mailers.letters import STOP
 from registration.models import ConfirmationMail, Registration, RegistrationStatus
@@ -40,7 +40,7 @@ def status(email: str) -> RegistrationStatus:
 
 
 def take(now: datetime, limit: int = 10) -> list[confirmations.Confirmation]:
-    return confirmations.take(db.session(), now, tokens=current_app.extensions["tokens"], limit=limit)
+    return confirmations.take(db.session(), now, tokens=services.current().tokens, limit=limit)
 
 
 @pytest.mark.parametrize("form", [{}, {"version": "7.0.3"}])
@@ -99,16 +99,14 @@ def confirmation_link(email: str, sent_at: datetime) -> str:
     """Let a confirmation mail have been sent to a registration, and return the path of its link."""
     db.session.execute(update(Registration).where(Registration.email == email).values(confirmation_sent_at=sent_at))
     db.session.commit()
-    url = current_app.extensions["tokens"].confirmation_url(factories.product_id(email), sent_at)
+    url = services.current().tokens.confirmation_url(factories.product_id(email), sent_at)
     return url.removeprefix("http://127.0.0.1:5000")
 
 
 def test_a_link_confirms_once_and_a_later_no_holds(client: FlaskClient) -> None:
     (email,) = factories.register(status=S.UNCONFIRMED)
     path = confirmation_link(email, datetime.now(UTC))
-    opt_out = (
-        current_app.extensions["tokens"].opt_out_url(factories.product_id(email)).removeprefix("http://127.0.0.1:5000")
-    )
+    opt_out = services.current().tokens.opt_out_url(factories.product_id(email)).removeprefix("http://127.0.0.1:5000")
 
     for _ in range(2):
         assert "Thank you" in client.post(path).text
@@ -128,7 +126,7 @@ def test_a_link_that_was_not_used_is_void_after_an_opt_out(client: FlaskClient, 
     path = confirmation_link(email, datetime.now(UTC))
 
     client.post(
-        current_app.extensions["tokens"].opt_out_url(factories.product_id(email)).removeprefix("http://127.0.0.1:5000")
+        services.current().tokens.opt_out_url(factories.product_id(email)).removeprefix("http://127.0.0.1:5000")
     )
 
     assert client.post(path).status_code == 410
@@ -153,7 +151,7 @@ def test_the_owner_can_also_say_no_by_the_footer_or_in_the_mail_program(
     sender.look()
 
     (mail,) = inbox.mails()
-    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(email))
+    link = services.current().tokens.opt_out_url(factories.product_id(email))
 
     assert mail["List-Unsubscribe"] == f"<{link}>"
     assert f"{STOP}: {link}" in mail.get_body(("plain",)).get_content()
@@ -207,7 +205,7 @@ def test_ten_thousand_variations_bring_one_mail_a_day(sender: Sender, inbox: Inb
     if db.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer at a time, which takes minutes")
     factories.register_as("victim@gmail.com", status=S.OPTED_OUT)
-    registrar, begun, threads = current_app.extensions["registrar"], datetime.now(UTC), 12
+    registrar, begun, threads = services.current().registrar, datetime.now(UTC), 12
 
     def register(numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -291,7 +289,7 @@ def test_the_mail_to_a_second_address_of_a_mailbox_comes_a_day_later_and_that_of
 
 
 def erase(client: FlaskClient, email: str) -> None:
-    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(email))
+    link = services.current().tokens.opt_out_url(factories.product_id(email))
     assert client.post(f"{link.removeprefix('http://127.0.0.1:5000')}/erase").status_code == 200
 
 
@@ -390,7 +388,7 @@ def test_who_opts_out_or_complains_gets_no_confirmation_mail_that_is_still_due(
     opts_out, complains = factories.register(2, status=S.UNCONFIRMED)
     for email in (opts_out, complains):
         client.post("/api/registration", data={"email": email})
-    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(opts_out))
+    link = services.current().tokens.opt_out_url(factories.product_id(opts_out))
     client.post(link.removeprefix("http://127.0.0.1:5000"))
     feedback.take(db.session(), [ses_events.complaint(0, address=complains)], datetime.now(UTC))
     db.session.commit()
@@ -406,10 +404,10 @@ def test_an_opt_out_waits_for_nobody_elses_confirmation_mail(client: FlaskClient
         pytest.skip("SQLite has one writer at a time")
     asked, opts_out = factories.register(2, status=S.UNCONFIRMED)
     client.post("/api/registration", data={"email": asked})
-    link = current_app.extensions["tokens"].opt_out_url(factories.product_id(opts_out))
+    link = services.current().tokens.opt_out_url(factories.product_id(opts_out))
     db.session.rollback()
     with sessionmaker(db.engine).begin() as other:
-        confirmations.take(other, datetime.now(UTC), tokens=current_app.extensions["tokens"], limit=10)
+        confirmations.take(other, datetime.now(UTC), tokens=services.current().tokens, limit=10)
         answer = client.post(link.removeprefix("http://127.0.0.1:5000"))
 
     assert (answer.status_code, status(opts_out)) == (200, S.OPTED_OUT)

@@ -22,7 +22,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 from werkzeug.test import TestResponse
 
-from registration import broadcasts, create_sender, feedback, pacing
+from registration import broadcasts, create_sender, feedback, pacing, services
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -261,7 +261,7 @@ def test_a_flag_in_json_is_a_flag(client: FlaskClient, value: object, status: in
 @pytest.fixture
 def mailer(application: Flask) -> SlowMailer:
     mailer = SlowMailer()
-    application.extensions["mailer"] = lambda: mailer
+    services.of(application).mailer = lambda: mailer
     return mailer
 
 
@@ -462,7 +462,7 @@ def test_whoever_sends_hears_of_a_start_and_of_each_step(
     application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     woken: list[str] = []
-    monkeypatch.setitem(application.extensions, "wake", lambda: woken.append(step))
+    monkeypatch.setattr(services.of(application), "wake", lambda: woken.append(step))
     register(application, 1)
     broadcast_id = post(client, **NOTICE).json["broadcastId"]
     assert len(woken) == 1

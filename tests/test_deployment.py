@@ -20,7 +20,7 @@ import yaml
 from flask import Flask
 
 import config
-from registration import LARGEST_BODY
+from registration import LARGEST_BODY, services
 from registration.db import db
 from registration.web import health
 
@@ -265,7 +265,7 @@ def test_the_guide_tells_how_many_connections_an_instance_opens(
     application = make_application(sqlite_url)
     with application.app_context():
         web = GUNICORN["workers"] * sum(engine.pool.size() for engine in db.engines.values())
-    sender = application.extensions["sender_engine"]().pool.size()
+    sender = services.of(application).sender_engine().pool.size()
 
     guide = " ".join((ROOT / "docs/operations.md").read_text().split())
     told = f"opens up to {web + sender} connections: {web} by `web`, and {sender} by `sender`"

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, counting, erasures, registrations
+from registration import addresses, counting, erasures, registrations, services
 from registration.db import AUTOCOMMIT, ROWS, db
 from registration.models import Erasure, Registration
 from registration.models import RegistrationStatus as S
@@ -33,12 +33,12 @@ def _in_context(application: Flask):
 
 
 def register(email: str) -> uuid.UUID:
-    registrar = current_app.extensions["registrar"]
+    registrar = services.current().registrar
     return registrar.register(addresses.normalise(email), product_id=uuid.uuid4(), now=NOW)
 
 
 def erase(email: str) -> bool:
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
     was_there = registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
     db.session.commit()
     return was_there
@@ -110,7 +110,7 @@ def test_an_import_is_kept_from_the_erased_address_and_from_no_variation() -> No
     erase("ann+clinic@example.org")
 
     keys = ["ann@example.org", "ann+clinic@example.org", "ann+other@example.org"]
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
     assert registrations.erased_among(db.session(), keys, tokens=tokens) == {"ann+clinic@example.org"}
 
 
@@ -139,7 +139,7 @@ def test_a_registration_waits_for_an_erasure_that_is_being_committed() -> None:
         pytest.skip("SQLite has one writer at a time")
     register("ann@example.org")
     application: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
 
     def register_meanwhile() -> None:
         with application.app_context():
@@ -180,7 +180,7 @@ def test_of_registrations_inserted_together_one_that_is_refused_makes_no_other_a
         register(email)
     erase("ann@example.org")
 
-    registrar = current_app.extensions["registrar"]
+    registrar = services.current().registrar
     errors = registrar._insert([factories.row("ann@example.org"), factories.row("known@example.org")])
 
     assert [error is None for error in errors] == [True, False]
@@ -221,7 +221,7 @@ def test_a_registration_whose_row_was_erased_before_its_lost_reply_was_noticed_i
 
 @pytest.mark.parametrize("registered", ["ann@example.org", "ann+clinic@example.org"])
 def test_what_the_version_before_noted_counts_too(registered: str) -> None:
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
     (fingerprint,) = tokens.fingerprints("ann@example.org")
     db.session.add(Erasure(key_hash=fingerprint, erased_at=NOW))
     db.session.commit()

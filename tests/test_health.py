@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from werkzeug.test import TestResponse
 
-from registration import MIGRATIONS
+from registration import MIGRATIONS, services
 
 from . import mariadb
 from .test_migrations import without_the_last
@@ -51,7 +51,7 @@ def test_a_process_is_not_ready_for_a_schema_older_than_its_own(
     migrations = Path(shutil.copytree(MIGRATIONS, tmp_path / "migrations"))
     (last,) = ScriptDirectory(str(MIGRATIONS)).get_heads()
     (migrations / "versions" / "next.py").write_text(f'revision, down_revision = "next", "{last}"\n')
-    application.extensions["migrations"] = ScriptDirectory(str(migrations))
+    services.of(application).migrations = ScriptDirectory(str(migrations))
 
     assert_not_ready(client.get("/ready"))
     assert client.get("/health").status_code == 200
@@ -60,7 +60,7 @@ def test_a_process_is_not_ready_for_a_schema_older_than_its_own(
 def test_a_process_is_ready_for_a_schema_newer_than_its_own(
     application: Flask, client: FlaskClient, tmp_path: Path
 ) -> None:
-    application.extensions["migrations"] = ScriptDirectory(str(without_the_last(tmp_path)))
+    services.of(application).migrations = ScriptDirectory(str(without_the_last(tmp_path)))
 
     assert client.get("/ready").status_code == 200
 

@@ -12,13 +12,13 @@ import pytest
 from babel.messages.extract import extract_from_file
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
-from flask import Flask, current_app
+from flask import Flask
 from flask.testing import FlaskClient
 from markupsafe import escape
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import OperationalError
 
-from registration import ROOT, addresses, counting, ledger, registrations
+from registration import ROOT, addresses, counting, ledger, registrations, services
 from registration.db import Base, db
 from registration.models import (
     ConfirmationMail,
@@ -49,7 +49,7 @@ def row() -> Registration:
 
 
 def path(kind: str = "opt_out") -> str:
-    tokens, found = current_app.extensions["tokens"], row()
+    tokens, found = services.current().tokens, row()
     url = tokens.opt_out_url(found.product_id)
     if kind != "opt_out":
         url = tokens.confirmation_url(found.product_id, datetime.now(UTC) - timedelta(days=8))
@@ -132,7 +132,7 @@ def test_the_pages_say_where_a_registration_stands(
     client: FlaskClient, status: RegistrationStatus, language: str
 ) -> None:
     factories.register(status=status)
-    used = current_app.extensions["tokens"].confirmation_url(row().product_id, datetime.now(UTC))
+    used = services.current().tokens.confirmation_url(row().product_id, datetime.now(UTC))
     standing, confirmed = (
         client.get(link.removeprefix("http://127.0.0.1:5000"), headers={"Accept-Language": language}).text
         for link in (path(), used)
@@ -205,7 +205,7 @@ def test_what_the_database_had_to_choose_against_is_done_again(
     """An erasure locks in another order than a sender that takes confirmation mails."""
     factories.register()
     ways = {"opt_out": path(), "undo_opt_out": f"{path()}/undo", "erase": f"{path()}/erase"}
-    ways["confirm"] = current_app.extensions["tokens"].confirmation_url(row().product_id, datetime.now(UTC))
+    ways["confirm"] = services.current().tokens.confirmation_url(row().product_id, datetime.now(UTC))
     deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
     step = getattr(registrations, call)
 
@@ -236,7 +236,7 @@ def test_erasing_leaves_a_keyed_hash_and_lowers_the_count_once(client: FlaskClie
     assert db.session.execute(select(func.count()).select_from(Installation)).scalar_one() == 0
     assert client.get("/api/registration/unique").json == {"count": 0}
     key = addresses.normalise(email).key
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
     assert registrations.erased_among(db.session(), [key, "bob@example.org"], tokens=tokens) == {key}
     db.session.rollback()
 
@@ -252,7 +252,7 @@ def test_of_a_thousand_who_opt_out_in_mid_send_only_claimed_batches_are_mailed(c
         db.session.commit()
     batch = ledger.claim(db.session(), broadcast_id, lease="first", limit=50, now=datetime.now(UTC))
     db.session.commit()
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
     ids = db.session.execute(select(Registration.product_id).order_by(Registration.id).limit(1000)).scalars().all()
     db.session.rollback()
 

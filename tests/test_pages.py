@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import select
 from werkzeug.serving import make_server
 
+from registration import services
 from registration.db import db
 from registration.models import Registration, RegistrationStatus
 
@@ -58,7 +59,7 @@ def registered() -> Registration:
 
 
 def opt_out_url(application: Flask, url: str) -> str:
-    link = application.extensions["tokens"].opt_out_url(registered().product_id)
+    link = services.of(application).tokens.opt_out_url(registered().product_id)
     return link.replace("http://127.0.0.1:5000", url)
 
 

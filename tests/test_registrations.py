@@ -13,7 +13,7 @@ from flask import Flask, current_app
 from sqlalchemy import event, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from registration import addresses, registrations, versions
+from registration import addresses, registrations, services, versions
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
 from registration.models import (
@@ -46,7 +46,7 @@ def register(email: str, *, installation: InstallationReport | None = None, now:
 
 
 def registrar() -> Registrar:
-    return current_app.extensions["registrar"]
+    return services.current().registrar
 
 
 def test_a_registration_is_stored_as_given_and_unique_by_its_key() -> None:
@@ -180,7 +180,7 @@ def test_a_plain_address_costs_an_insert_and_a_look_at_the_erased_and_leaves_no_
 
 
 def erase(email: str) -> None:
-    tokens = current_app.extensions["tokens"]
+    tokens = services.current().tokens
     registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
     db.session.commit()
 

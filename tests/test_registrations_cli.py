@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
-from registration import ROOT, confirmations, counting, registrations, registrations_cli, transfers
+from registration import ROOT, confirmations, counting, registrations, registrations_cli, services, transfers
 from registration.db import AUTOCOMMIT, db
 from registration.models import Installation, Registration, RegistrationStatus, SoftBounce
 from registration.tokens import ConfirmationLink
@@ -509,13 +509,13 @@ def test_who_was_taken_off_gets_no_confirmation_mail_and_comes_back_by_none_from
             with db.engines[AUTOCOMMIT].connect() as connection:
                 confirmations.request(connection, email, now)
             if email == asked:
-                (mail,) = confirmations.take(db.session(), now, tokens=application.extensions["tokens"], limit=10)
+                (mail,) = confirmations.take(db.session(), now, tokens=services.of(application).tokens, limit=10)
                 db.session.commit()
 
     assert [run("suppress", email).exit_code for email in (asked, due)] == [0, 0]
 
     with application.app_context():
-        assert confirmations.take(db.session(), now, tokens=application.extensions["tokens"], limit=10) == []
+        assert confirmations.take(db.session(), now, tokens=services.of(application).tokens, limit=10) == []
         assert not registrations.is_confirmable(db.session(), ConfirmationLink(mail.product_id, now))
 
 

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from moto.server import ThreadedMotoServer
 
 import config
-from registration import tasks
+from registration import services, tasks
 
 from . import conftest, crash, factories, mariadb, redis_server
 from .crash import Scene
@@ -223,7 +223,7 @@ def test_a_request_does_not_wait_for_a_queue_that_is_away(
     application = make_application(sqlite_url)
     begun = time.monotonic()
 
-    application.extensions["wake"]()
+    services.of(application).wake()
 
     assert time.monotonic() - begun < 0.5
     join("wake")
@@ -233,7 +233,7 @@ def test_a_request_does_not_wait_for_a_queue_that_is_away(
 def test_without_celery_there_is_nobody_to_wake(make_application: Callable[[str], Flask], sqlite_url: str) -> None:
     application = make_application(sqlite_url)
 
-    application.extensions["wake"]()
+    services.of(application).wake()
 
     assert "celery" not in application.extensions
 

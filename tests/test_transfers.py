@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, registrations, transfers
+from registration import addresses, registrations, services, transfers
 from registration.db import db
 from registration.models import RegistrationStatus, Variation
 from registration.transfers import RefusedLineError
@@ -61,7 +61,7 @@ def test_another_variation_of_a_mailbox_that_was_taken_in_is_asked_when_it_regis
             transfers.take_in(db.session(), [parse(email=email) for email in emails], is_erased=lambda *_: set())
             db.session.commit()
         address = addresses.normalise("ann+other@example.org")
-        application.extensions["registrar"].register(address, product_id=uuid.uuid4(), now=NOW)
+        services.of(application).registrar.register(address, product_id=uuid.uuid4(), now=NOW)
 
         noted = db.session.execute(select(Variation.mailbox, Variation.email_key)).all()
         assert noted == [("ann@example.org", "ann+clinic@example.org")]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
-from .. import addresses, counting, versions
+from .. import addresses, counting, services, versions
 from ..db import AUTOCOMMIT, db, repeatable
 from ..errors import InvalidEmailException
 from ..registrations import InstallationReport
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 @access.public
 def register() -> ResponseReturnValue:
     """Register an e-mail address, or note that a known one reports its installation."""
-    ip_address = access.ip_address()
-    current_app.extensions["limits"].admit(ip_address)
+    here, ip_address = services.current(), access.ip_address()
+    here.limits.admit(ip_address)
     fields = Fields(request, unreadable=InvalidEmailException)
     address = addresses.normalise(fields.text("email"))
-    current_app.extensions["domains"].check(address)
-    product_id = current_app.extensions["registrar"].register(
+    here.domains.check(address)
+    product_id = here.registrar.register(
         address,
         product_id=uuid.uuid4(),
         now=datetime.now(UTC),
@@ -46,7 +46,7 @@ def count() -> ResponseReturnValue:
     """Tell how many addresses are registered, and how many of them are confirmed where that is asked for."""
     counted = {"count": repeatable(db.engines[AUTOCOMMIT], counting.count)}
     if current_app.config["CONFIRM_REGISTRATIONS"]:
-        counted["confirmed"] = min(counted["count"], current_app.extensions["confirmed_count"].get())
+        counted["confirmed"] = min(counted["count"], services.current().confirmed_count.get())
     return counted
 
 

@@ -13,7 +13,7 @@ from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from sqlalchemy.orm import Session
 
-from .. import addresses, audiences, broadcasts, feedback, figures, messages, trials
+from .. import addresses, audiences, broadcasts, feedback, figures, messages, services, trials
 from ..audiences import Audience
 from ..db import commit_step, commit_steps, database_time, db
 from ..errors import (
@@ -71,7 +71,7 @@ def start() -> ResponseReturnValue:
     recipients = broadcasts.recipients_of(db.session(), broadcast_id)
     db.session.commit()
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
-    current_app.extensions["wake"]()
+    services.current().wake()
     return _answer(_watch_new(broadcast_id, recipients))
 
 
@@ -145,7 +145,7 @@ def _send_test(message: Message, address: str) -> ResponseReturnValue:
     wait = trials.reserve(db.session(), rate_limit=current_app.config["RATE_LIMIT"], now=_now().timestamp())
     db.session.commit()
     time.sleep(wait)
-    trials.send(current_app.extensions["mailer"](), message, address)
+    trials.send(services.current().mailer(), message, address)
     log.info("a test was sent")
     return {"status": "sent", "test": True}
 
@@ -154,7 +154,7 @@ def _steer(step: Callable[[Session, int], Any], broadcast_id: int) -> ResponseRe
     """Take one step, and tell what came of it."""
     commit_step(lambda session: step(session, broadcast_id))
     log.info("somebody steered a broadcast", extra={"broadcast": broadcast_id, "call": request.endpoint})
-    current_app.extensions["wake"]()
+    services.current().wake()
     return _figures(broadcast_id)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from flask import Blueprint, current_app
+from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
+from .. import services
 from ..db import AUTOCOMMIT, db, repeatable
 from . import access
 from .errors import RETRY_SECONDS, problem
@@ -32,7 +32,7 @@ def ready() -> ResponseReturnValue:
         db.engines[AUTOCOMMIT], lambda connection: MigrationContext.configure(connection).get_current_heads()
     )
     revisions = set(heads)
-    migrations: ScriptDirectory = current_app.extensions["migrations"]
+    migrations = services.current().migrations
     known = {script.revision for script in migrations.walk_revisions()}
     if revisions == set(migrations.get_heads()) or not revisions <= known:
         return {"status": "ready"}

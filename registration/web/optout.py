@@ -13,11 +13,11 @@ from flask import Blueprint, Flask, Response, current_app, make_response, render
 from flask.typing import ResponseReturnValue
 from flask_babel import Babel, get_locale, gettext
 
-from .. import confirmations, registrations
+from .. import confirmations, registrations, services
 from ..db import commit_step, db
 from ..errors import ExpiredLinkException, ForgedLinkException
 from ..models import RegistrationStatus
-from ..tokens import LONGEST_TOKEN, ConfirmationLink, Tokens
+from ..tokens import LONGEST_TOKEN, ConfirmationLink
 from . import access
 
 bp = Blueprint("optout", __name__)
@@ -104,7 +104,7 @@ def ask_to_erase(token: str) -> ResponseReturnValue:
 def erase(token: str) -> ResponseReturnValue:
     """Delete the address."""
     product_id = _opting_out(token)
-    commit_step(lambda session: registrations.erase(session, product_id, tokens=_tokens(), now=_now()))
+    commit_step(lambda session: registrations.erase(session, product_id, tokens=services.current().tokens, now=_now()))
     return _answer(_standing(token, product_id))
 
 
@@ -225,11 +225,11 @@ def _erased() -> Page:
 
 
 def _opting_out(token: str) -> uuid.UUID:
-    return _known(_tokens().read_opt_out(token))
+    return _known(services.current().tokens.read_opt_out(token))
 
 
 def _confirming(token: str) -> ConfirmationLink:
-    link = _tokens().read_confirmation(token, _now())
+    link = services.current().tokens.read_confirmation(token, _now())
     _known(link.product_id)
     return link
 
@@ -246,11 +246,6 @@ def _answer(page: Page, status: int = 200) -> Response:
     response.headers["Content-Language"] = str(locale)
     response.vary.add("Accept-Language")
     return response
-
-
-def _tokens() -> Tokens:
-    tokens: Tokens = current_app.extensions["tokens"]
-    return tokens
 
 
 def _now() -> datetime:

@@ -11,6 +11,7 @@ from flask import Flask
 from sqlalchemy import select
 from werkzeug.routing import Rule
 
+from registration import services
 from registration.db import Base, db
 from registration.models import Registration, RegistrationStatus
 from registration.web import access
@@ -109,7 +110,7 @@ def test_what_only_reads_changes_nothing(application: Flask, method: str) -> Non
 
 def valid_links(application: Flask) -> dict[str, str]:
     """Return tokens that would opt a registration out and confirm another."""
-    tokens, now = application.extensions["tokens"], datetime.now(UTC)
+    tokens, now = services.of(application).tokens, datetime.now(UTC)
     active, waiting = db.session.execute(select(Registration).order_by(Registration.id)).scalars()
     waiting.status, waiting.confirmation_sent_at = RegistrationStatus.UNCONFIRMED, now
     links = {

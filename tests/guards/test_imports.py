@@ -43,6 +43,7 @@ LEVELS = {
     "registration.flow": 5,
     "registration.trouble": 5,
     "registration.housekeeping": 6,
+    "registration.services": 6,
     "registration.confirmation_sender": 6,
     "registration.sender": 7,
     "registration.event_queue": 7,
@@ -60,7 +61,7 @@ LEVELS = {
 LEAVES = {f"registration.{name}" for name in ("errors", "addresses", "markup", "messages", "versions", "networks")}
 LEAVES |= {f"registration.{name}" for name in ("mailers", "spreadsheets", "tokens")}
 EDGE = {"registration", "registration.web", "registration.cli", "registration.db", "logger", "application"}
-EDGE |= {"registration.registrations_cli"}
+EDGE |= {"registration.registrations_cli", "registration.services"}
 WEB = {"flask", "flask_babel", "flask_sqlalchemy", "flask_migrate", "werkzeug"}
 CALLS_AWS = {"registration.mailers.ses", "registration.event_queue"}
 AWS = {"boto3", "botocore", "mypy_boto3_sesv2"}
