@@ -147,7 +147,7 @@ def show(broadcast_id: int, *, follow: bool, as_json: bool) -> None:
     else:
         click.echo("\n".join(filter(None, [terminal.details(progress, _now()), terminal.feedback(told)])))
     if follow and not as_json:
-        _follow(broadcast_id)
+        _follow(broadcast_id) if progress.finished_at is None else _tell_by_status(progress)
 
 
 @broadcast.command()
@@ -171,8 +171,11 @@ def resume(broadcast_id: int) -> None:
 @_id
 def cancel(broadcast_id: int, *, yes: bool) -> None:
     """End a broadcast; who has not got it yet does not get it."""
+    progress = _progress(broadcast_id)
+    if progress.finished_at is not None:
+        raise click.ClickException(f"{terminal.state(progress)} There is nothing to cancel any more.")
     if not yes:
-        click.confirm(f"{terminal.state(_progress(broadcast_id))} Cancel it?", abort=True)
+        click.confirm(f"{terminal.state(progress)} Cancel it?", abort=True)
     commit_step(lambda session: broadcasts.cancel(session, broadcast_id))
     _tell(broadcast_id)
 
@@ -216,6 +219,11 @@ def _follow(broadcast_id: int) -> None:
         screen.say(f"Stop it: {_COMMAND} cancel {broadcast_id}")
         raise click.exceptions.Exit(INTERRUPTED) from interrupt
     screen.say(terminal.details(progress, _now()))
+    _tell_by_status(progress)
+
+
+def _tell_by_status(progress: Progress) -> None:
+    """End the command with an exit status of 1 if a broadcast did not reach its end."""
     if progress.status != "sent":
         raise click.exceptions.Exit(1)
 

@@ -29,7 +29,7 @@ class TooManyRegistrationsException(RegistrationError):
 
 
 class InvalidSecretPinException(RegistrationError):
-    """The secret pin is missing or wrong."""
+    """The secret pin is wrong."""
 
 
 class TooManyAttemptsException(RegistrationError):

@@ -33,11 +33,9 @@ def admit(connection: Connection, given: bytes, expected: bytes, *, ip_address: 
 
     Raises InvalidSecretPinException, or TooManyAttemptsException once there were too many wrong pins: then not even
     the right one from that network counts. When there were too many altogether, networks without a wrong one of
-    their own are still heard. No pin at all is not counted. `connection` is in autocommit mode, so that a wrong pin
+    their own are still heard. `connection` is in autocommit mode, so that a wrong pin
     stays written down.
     """
-    if not given:
-        raise InvalidSecretPinException
     network = network_of(ip_address, **PREFIXES)
     before = _tally(connection, network, now, true())
     if before.from_one >= (MOST_FROM_ONE if before.altogether < MOST_ALTOGETHER else 1):

@@ -100,6 +100,27 @@ def test_what_only_reads_does_not_take_the_pin_from_the_query_string(
 
 
 @pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("GET", {}),
+        ("GET", {"data": {"secretPin": PIN}}),
+        ("POST", {"data": {"secretpin": PIN}}),
+        ("POST", {"headers": {"Authorization": "Bearer "}}),
+    ],
+)
+def test_no_pin_at_all_is_told_from_a_wrong_one_and_not_counted(
+    build: Callable[..., FlaskClient], method: str, arguments: dict[str, Any]
+) -> None:
+    client = build()
+    for _ in range(20):
+        response = client.open("/guarded/ann", method=method, **arguments)
+        assert (response.status_code, response.json["title"]) == (401, "InvalidSecretPinException")
+        assert response.json["detail"].startswith("There is no secret pin in this request.")
+
+    assert client.get("/guarded/ann", headers={"Authorization": f"Bearer {PIN}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
     "authorization",
     [
         "",

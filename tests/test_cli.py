@@ -287,6 +287,10 @@ def test_pause_resume_cancel_and_retry_steer_a_broadcast(application: Flask, sen
         followed = run("show", broadcast_id, "--follow")
         assert followed.exit_code == 1
         assert "cancelled     2" in followed.output
+        again = run("show", broadcast_id, "--follow")
+        assert (again.exit_code, again.output.count("cancelled     2")) == (1, 1)
+        too_late = run("cancel", broadcast_id)
+        assert (too_late.exit_code, "nothing to cancel" in too_late.output) == (1, True)
         assert run("retry", broadcast_id).exit_code == 0
         assert run("show", broadcast_id, "--follow").exit_code == 0
     assert status_of(application, broadcast_id) is BroadcastStatus.SENT

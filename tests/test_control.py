@@ -704,6 +704,29 @@ def test_a_dry_run_tells_who_would_get_it_and_sends_nothing(application: Flask, 
     assert [count(application, model) for model in (Broadcast, BroadcastRequest, Delivery)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("name", ["test", "versions", "title", "dry_run"])
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_field_that_is_there_twice_sends_nothing(
+    application: Flask, client: FlaskClient, mailer: SlowMailer, content_type: str, name: str
+) -> None:
+    register(application, 1)
+    fields = NOTICE | {name: ["<8", "<7"]}
+
+    response = client.post(BROADCASTS, headers=HEADERS, data=fields, content_type=content_type)
+
+    assert_problem(response, 400, "InvalidEmailMessageException")
+    assert f"`{name}` is there 2 times" in response.json["detail"]
+    assert count(application, Broadcast) == 0
+    assert not mailer.sent
+
+
+def test_a_field_in_the_body_and_in_the_query_string_sends_nothing(application: Flask, client: FlaskClient) -> None:
+    response = client.post(BROADCASTS, headers=HEADERS, json=NOTICE, query_string={"title": "Update now"})
+
+    assert_problem(response, 400, "InvalidEmailMessageException")
+    assert count(application, Broadcast) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("version", "<8"), ("dryRun", "true"), ("Title", "x"), ("", "x"), ("\ud800" * 50, "x")]
 )

@@ -205,3 +205,11 @@ def test_what_the_mail_service_told_afterwards_is_told(application: Flask, clien
 
     told = response.json["deliveries"] if form == "json" else rows(response)
     assert [one["feedback"] or None for one in told] == ["hard_bounce"] * 3 + [None] * 3
+
+
+@pytest.mark.parametrize("name", ["staus", "Status", "secretPin"])
+def test_a_misspelt_parameter_gives_nobodys_address_away(application: Flask, client: FlaskClient, name: str) -> None:
+    response = get(client, half_sent(application), **{name: "failed"})
+
+    assert_problem(response, 400, "InvalidQueryException")
+    assert "@" not in response.text

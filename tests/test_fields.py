@@ -90,6 +90,18 @@ def test_of_two_values_with_one_name_the_first_counts(arguments: dict[str, Any])
     assert read(**arguments).text("name") == "first"
 
 
+def test_an_object_with_a_member_twice_is_unreadable() -> None:
+    for body in ('{"name": "a", "name": "b"}', '{"other": {"name": 1, "name": 1}}'):
+        with pytest.raises(InvalidEmailException, match="member twice"):
+            read(data=body, content_type="application/json")
+
+
+@pytest.mark.parametrize("value", [1, 0, None, [], {}, 1.0, "1", "yes"])
+def test_what_is_no_flag_is_told_what_one_is(value: object) -> None:
+    with pytest.raises(InvalidEmailException, match="must be true or false"):
+        read(json={"name": value}).flag("name")
+
+
 @given(st.dictionaries(st.text(min_size=1), st.text().filter(lambda text: "\ufffd" not in text), min_size=1))
 @hypothesis_settings(deadline=None)
 def test_a_form_and_a_query_string_say_the_same(values: dict[str, str]) -> None:

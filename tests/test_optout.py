@@ -71,6 +71,15 @@ def test_looking_changes_nothing_and_the_button_opts_out(client: FlaskClient) ->
     assert row().status is S.ACTIVE
 
 
+def test_the_link_of_a_test_leads_to_a_page_that_explains_it(client: FlaskClient) -> None:
+    link = factories.letterhead(public_url="https://registration.example.org/").link(None)
+
+    answer = client.get(link.removeprefix("https://registration.example.org"))
+
+    assert (answer.status_code, "This was a test" in answer.text, "<form" in answer.text) == (200, True, False)
+    assert client.post("/opt-out/test").status_code == 404
+
+
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_mail_programs_one_click_opts_out(client: FlaskClient, content_type: str) -> None:
     factories.register()

@@ -102,11 +102,6 @@ def test_a_few_wrong_pins_do_not_shut_out_the_right_one() -> None:
     assert admit(RIGHT) == "in"
 
 
-def test_no_pin_at_all_is_not_counted() -> None:
-    assert [admit(b"") for _ in range(20)] == ["wrong"] * 20
-    assert remembered() == 0
-
-
 def test_after_a_hundred_wrong_pins_altogether_everybody_waits_who_gave_one() -> None:
     crowd(100)
 

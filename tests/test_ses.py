@@ -187,7 +187,7 @@ def test_a_letter_too_large_for_a_template_arrives_in_calls_of_its_own(mailer: S
         ),
         (Answer(accept=False, status=404, code="NotFoundException"), Verdict.HELD, "SES_CONFIGURATION_SET"),
         (Answer(accept=False, status=403, code="UnrecognizedClientException"), Verdict.HELD, "credentials"),
-        (Answer(accept=False, status=403, code="AccessDeniedException"), Verdict.HELD, "credentials"),
+        (Answer(accept=False, status=403, code="AccessDeniedException"), Verdict.HELD, "policy of its role"),
         (Answer(accept=False, status=400, code="SomethingNew"), Verdict.HELD, "as a whole"),
         (Answer(status=500, code="InternalFailure"), Verdict.UNKNOWN, "may or may not"),
         (Answer(status=503), Verdict.UNKNOWN, "may or may not"),
@@ -211,6 +211,22 @@ def test_an_error_of_the_whole_call_is_sorted(
     assert verdicts(outcomes) == [verdict] * len(recipients)
     assert part_of_reason in (outcomes[0].reason or "")
     assert len(fake.calls) == 1, "a lost reply must not be tried again here"
+
+
+def test_the_log_names_the_action_that_a_policy_does_not_allow(
+    mailer: SesMailer, fake: SesFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = "User `arn:aws:sts::123456789012:assumed-role/registration-instance/i-0123' is not authorized to perform "
+    text = (
+        f"{user}`ses:SendBulkTemplatedEmail' on resource `arn:aws:ses:us-east-1:123456789012:identity/ann@example.org'"
+    )
+    fake.usual = Answer(accept=False, status=403, code="AccessDeniedException", text=text)
+
+    mailer.send(MESSAGE, THREE)
+
+    (record,) = caplog.records
+    assert (record.code, record.action) == ("AccessDeniedException", "ses:SendBulkTemplatedEmail")  # type: ignore[attr-defined]
+    assert "ann@example.org" not in str(vars(record))
 
 
 def test_a_late_answer_is_unknown_and_not_asked_for_twice(fake: SesFake, monkeypatch: pytest.MonkeyPatch) -> None:

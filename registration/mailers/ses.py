@@ -117,6 +117,10 @@ _CREDENTIALS = (
     Verdict.HELD,
     "AWS does not accept the credentials. Check AWS_ACCESS_ID and AWS_SECRET_KEY, or the instance's role.",
 )
+_NOT_ALLOWED = (
+    Verdict.HELD,
+    "AWS does not let the service send. Add what is missing to the policy of its role; the service's log names it.",
+)
 _NOT_UNDERSTOOD = (
     Verdict.HELD,
     "Amazon SES does not accept the request as a whole. The service's log has its code.",
@@ -138,8 +142,8 @@ _CALL_ERRORS = {
     "SendingPausedException": _PAUSED,
     "MailFromDomainNotVerifiedException": _NOT_VERIFIED,
     "NotFoundException": _NO_CONFIGURATION_SET,
-    "AccessDeniedException": _CREDENTIALS,
-    "AccessDenied": _CREDENTIALS,
+    "AccessDeniedException": _NOT_ALLOWED,
+    "AccessDenied": _NOT_ALLOWED,
     "ExpiredToken": _CREDENTIALS,
     "ExpiredTokenException": _CREDENTIALS,
     "IncompleteSignature": _CREDENTIALS,
@@ -172,6 +176,7 @@ _NO_CREDENTIALS = (
     ProfileNotFound,
 )
 _ADDRESS = re.compile(r"[^\s<>,;:]+@[^\s<>,;:]*[^\s<>,;:.]")
+_ACTION = re.compile(r"\bses:[A-Z][A-Za-z]+")
 _ABOUT_THE_MESSAGE = {"MessageRejected", "BadRequestException"}
 _ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 
@@ -222,7 +227,7 @@ class SesMailer:
             verdict, reason = judge(error, sender=self.letterhead.sender)
             if verdict is Verdict.REFUSED and len(recipients) > 1:
                 return self._send_one_by_one(message, recipients)
-            log.warning("a call to SES failed", extra={"code": _code(error), "verdict": verdict.name})
+            log.warning("a call to SES failed", extra={**_named_by(error), "verdict": verdict.name})
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
     def client(self) -> SESV2Client:
@@ -257,7 +262,7 @@ class SesMailer:
                 sent_last_day=quota["SentLast24Hours"],
             )
         except (*_ERRORS, KeyError) as error:
-            log.warning("SES does not tell the account's quotas", extra={"code": _code(error)})
+            log.warning("SES does not tell the account's quotas", extra=_named_by(error))
             return None
 
     def _write(self, message: Message) -> _Prepared:
@@ -273,7 +278,7 @@ class SesMailer:
 
     def _begin_bulk(self, letter: Letter) -> str:
         parts = {"text": letter.text, "html": letter.html}
-        data = {"subject": letter.subject, "link": self.letterhead.public_url}
+        data = {"subject": letter.subject, "link": self.letterhead.link(None)}
         for name, part in parts.items():
             data |= {f"{name}_before": part.before, f"{name}_after": part.after}
         template_data = json.dumps(data, ensure_ascii=False)
@@ -422,6 +427,13 @@ def _code(error: Exception) -> str:
     if isinstance(error, ClientError):
         return error.response["Error"].get("Code", "")
     return type(error).__name__
+
+
+def _named_by(error: Exception) -> dict[str, str]:
+    """Return what an error names that may be logged: its code, and the action that a policy does not allow."""
+    text = error.response["Error"].get("Message", "") if isinstance(error, ClientError) else ""
+    action = _ACTION.search(text)
+    return {"code": _code(error)} | ({"action": action[0]} if action else {})
 
 
 def _outcome_of_entry(entry: Any, sender: str) -> Outcome:

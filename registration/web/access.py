@@ -19,6 +19,10 @@ from .fields import Fields
 _WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([^\]]+)\](?::[0-9]{1,5})?")
 """An address as some proxies pass it on: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html"""
 
+_NO_PIN = (
+    "There is no secret pin in this request. A POST takes it in the field `secretPin`; a GET only as a Bearer token."
+)
+
 View = Callable[..., Any]
 
 
@@ -30,12 +34,14 @@ def public(view: View) -> View:
 def secret_pin(view: View) -> View:
     """Let in who knows the pin: as `Authorization: Bearer`, or when posting as the field `secretPin`.
 
-    Whoever gives too many wrong ones has to wait.
+    Whoever gives too many wrong ones has to wait; none at all is not counted.
     """
 
     @wraps(view)
     def guarded(**arguments: Any) -> Any:
-        given, expected = _given_pin(), current_app.config["SECRET_PIN"].encode()
+        if not (given := _given_pin()):
+            raise InvalidSecretPinException(_NO_PIN)
+        expected = current_app.config["SECRET_PIN"].encode()
         admit = partial(pins.admit, given=given, expected=expected, ip_address=ip_address(), now=datetime.now(UTC))
         repeatable(db.engines[AUTOCOMMIT], admit)
         return view(**arguments)

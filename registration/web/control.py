@@ -80,6 +80,7 @@ def start() -> ResponseReturnValue:
 def show_page() -> ResponseReturnValue:
     """Tell how far each broadcast has come, newest first."""
     fields = Fields(request, unreadable=InvalidQueryException)
+    fields.allow(("limit", "before"))
     limit = fields.number("limit", default=PAGE, most=LARGEST_PAGE)
     before = fields.number("before", default=LARGEST_ID, most=LARGEST_ID)
     ids = broadcasts.page(db.session(), before=before, limit=limit + 1)

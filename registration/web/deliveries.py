@@ -30,6 +30,7 @@ FORMATS = ("json", "csv")
 def show(broadcast_id: int) -> ResponseReturnValue:
     """Tell what became of each delivery of a broadcast, or of those with one status."""
     fields = Fields(request, unreadable=InvalidQueryException)
+    fields.allow(("status", "format", "limit", "after"))
     status = _status(fields)
     limit = fields.number("limit", default=LARGEST_PAGE, most=LARGEST_PAGE)
     after = fields.number("after", default=0, most=LARGEST_ID, least=0)

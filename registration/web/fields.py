@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,12 +17,12 @@ from ..errors import RegistrationError, UnsupportedInputException
 
 LARGEST_ID = 2**63 - 1
 
-_FLAGS = {"true": True, "false": False}
+_FLAGS = {"true": True, "false": False, True: True, False: False}
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Fields:
-    """The named text values of one request; the body comes before the query string.
+    """The named text values of one request; of several with one name the first counts, those of the body first.
 
     What cannot be read raises `unreadable`, the route's own word for bad input; a body of an unknown type raises
     UnsupportedInputException.
@@ -29,17 +30,24 @@ class Fields:
 
     def __init__(self, request: Request, *, unreadable: type[RegistrationError]) -> None:
         self.unreadable = unreadable
-        self._values: dict[str, Any] = {**_pairs(request.query_string), **self._read_body(request)}
+        pairs = [*self._read_body(request), *_pairs(request.query_string)]
+        self._names = [name for name, _ in pairs]
+        self._values: dict[str, Any] = dict(reversed(pairs))
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
     def allow(self, names: Collection[str]) -> None:
-        """Refuse a field that has none of the names: one that is misspelt, such as `version`, is not to be ignored."""
-        for name in self._values:
+        """Refuse a field that has none of the names, such as a misspelt `version`, or that is there twice.
+
+        To leave one out would be another request than was meant.
+        """
+        for name, times in Counter(self._names).items():
             if name not in names:
                 known = ", ".join(f"`{each}`" for each in names)
                 raise self.unreadable(f"There is no field {name[:40]!a}. There are {known}.")
+            if times > 1:
+                raise self.unreadable(f"The field `{name}` is there {times} times. Leave one.")
 
     def text(self, name: str) -> str:
         """Return a value, or an empty text when it is missing."""
@@ -61,9 +69,8 @@ class Fields:
     def flag(self, name: str) -> bool:
         """Return a value that is true or false; false when it is missing."""
         value = self._values.get(name, False)
-        if isinstance(value, bool):
-            return value
-        if (word := self.text(name).strip().lower()) not in _FLAGS:
+        word = value.strip().lower() if isinstance(value, str) else value
+        if not isinstance(word, str | bool) or word not in _FLAGS:
             raise self.unreadable(f"The field `{name}` must be true or false.")
         return _FLAGS[word]
 
@@ -77,25 +84,25 @@ class Fields:
             raise self.unreadable(f"The field `{name}` must be a whole number from {least} to {most}.")
         return int(text)
 
-    def _read_body(self, request: Request) -> Mapping[str, Any]:
+    def _read_body(self, request: Request) -> Collection[tuple[str, Any]]:
         data = _whole_body(request)
         if request.mimetype == "multipart/form-data":
             return self._read_multipart(request, data)
         if request.mimetype == "application/x-www-form-urlencoded":
             return _pairs(data)
         if not data:
-            return {}
+            return []
         if not request.is_json:
             raise UnsupportedInputException
         try:
-            value = json.loads(data.decode("utf-8-sig"))
+            value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
-            raise self.unreadable("The body is not valid JSON in UTF-8.") from error
+            raise self.unreadable("The body is not valid JSON in UTF-8, or an object has a member twice.") from error
         if not isinstance(value, dict):
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
-        return value
+        return value.items()
 
-    def _read_multipart(self, request: Request, data: bytes) -> Mapping[str, Any]:
+    def _read_multipart(self, request: Request, data: bytes) -> Collection[tuple[str, Any]]:
         """Decode the parts of a body. Werkzeug by itself would take one that it cannot read as empty."""
         parser = request.make_form_data_parser()
         parser.silent = False
@@ -104,7 +111,7 @@ class Fields:
             _, form, files = parser.parse(BytesIO(data), request.mimetype, len(data), request.mimetype_params)
         except ValueError as error:
             raise self.unreadable("The body is not valid multipart/form-data.") from error
-        return {name or "": value for part in (form, files) for name, value in part.items()}
+        return [(name or "", value) for part in (form, files) for name, value in part.items(multi=True)]
 
 
 def _whole_body(request: Request) -> bytes:
@@ -128,14 +135,19 @@ def _whole_body(request: Request) -> bytes:
     return data
 
 
-def _pairs(encoded: bytes) -> dict[str, str]:
-    """Decode a form or query string; of two values with one name the first counts.
+def _pairs(encoded: bytes) -> list[tuple[str, str]]:
+    """Decode a form or query string.
 
     Werkzeug would leave bytes that are not UTF-8 percent-encoded, and `%FF` is a valid part of an address.
     """
-    if not encoded:
-        return {}
-    return dict(reversed(parse_qsl(encoded.decode(errors="replace"), keep_blank_values=True, errors="replace")))
+    return parse_qsl(encoded.decode(errors="replace"), keep_blank_values=True, errors="replace") if encoded else []
+
+
+def _object(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError for two members with one name, which I-JSON forbids (RFC 7493 2.3)."""
+    if len(found := dict(members)) < len(members):
+        raise ValueError
+    return found
 
 
 def _is_unicode(text: str) -> bool:

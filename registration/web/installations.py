@@ -20,7 +20,9 @@ ROWS, MOST_ROWS = 100, 1000
 @access.secret_pin
 def show() -> ResponseReturnValue:
     """Tell how many registrations reported each version and distribution, most first; `more` if not all are told."""
-    limit = Fields(request, unreadable=InvalidQueryException).number("limit", default=ROWS, most=MOST_ROWS)
+    fields = Fields(request, unreadable=InvalidQueryException)
+    fields.allow(("limit",))
+    limit = fields.number("limit", default=ROWS, most=MOST_ROWS)
     found = registrations.versions_in_use(db.session().connection(), limit + 1)
     rows = [
         {

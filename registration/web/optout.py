@@ -141,6 +141,13 @@ def refuse_mutilated(_: str = "") -> ResponseReturnValue:
     raise ForgedLinkException
 
 
+@bp.get("/opt-out/test")
+@access.public
+def explain_test() -> ResponseReturnValue:
+    """Say what is behind the link of everybody else's mail; a test is nobody's in particular."""
+    return _answer(Page(gettext("This was a test"), gettext("Here everybody else finds the button to opt out.")))
+
+
 @bp.get("/opt-out.css")
 @access.public
 def style() -> ResponseReturnValue:

@@ -47,6 +47,7 @@ DECISIONS = {
     "POST /confirm": "public",
     "GET /confirm/": "public",
     "POST /confirm/": "public",
+    "GET /opt-out/test": "public",
     "GET /opt-out.css": "public",
     "GET /health": "public",
     "GET /ready": "public",
