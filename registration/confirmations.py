@@ -42,6 +42,8 @@ class Confirmation(NamedTuple):
     registration_id: int
     product_id: uuid.UUID
     email: str
+    sent_before: datetime | None
+    """When the one before was sent, whose link works until this one has left."""
 
 
 def request(connection: Connection, address_key: str, now: datetime) -> None:
@@ -78,20 +80,20 @@ def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list
         .limit(limit)
     )
     taken = []
-    for one in (Confirmation(*row) for row in session.execute(due).all()):
-        of_one = ConfirmationRequest.registration_id == one.registration_id
+    for registration_id, product_id, email in session.execute(due).all():
+        of_one = ConfirmationRequest.registration_id == registration_id
         if not rows_matched(session, delete(ConfirmationRequest).where(of_one)):
             continue  # it was dropped since
-        may_be_asked = select(Registration.id).where(Registration.id == one.registration_id, _may_be_asked(now))
-        if session.execute(may_be_asked.with_for_update()).first() is None:
+        this = Registration.id == registration_id
+        may_be_asked = select(Registration.confirmation_sent_at).where(this, _may_be_asked(now))
+        if (before := session.execute(may_be_asked.with_for_update()).one_or_none()) is None:
             continue
-        mailbox = _mailbox(one.email, tokens)
+        mailbox = _mailbox(email, tokens)
         if not _count_mail(session, mailbox, now):
-            _put_off(session, one.registration_id, mailbox)
+            _put_off(session, registration_id, mailbox)
             continue
-        mark = update(Registration).where(Registration.id == one.registration_id)
-        session.execute(mark.values(confirmation_sent_at=now))
-        taken.append(one)
+        session.execute(update(Registration).where(this).values(confirmation_sent_at=now))
+        taken.append(Confirmation(registration_id, product_id, email, before.confirmation_sent_at))
     return taken
 
 
@@ -101,17 +103,20 @@ def give_back(session: Session, confirmation: Confirmation, taken_at: datetime, 
     taken = update(Registration).where(
         Registration.id == confirmation.registration_id, Registration.confirmation_sent_at == taken_at
     )
-    if rows_matched(session, taken.values(confirmation_sent_at=None)):
+    if rows_matched(session, taken.values(confirmation_sent_at=confirmation.sent_before)):
         session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=taken_at + LATER))
 
 
-def drop(session: Session, *those: ColumnElement[bool]) -> None:
-    """Send no mail that is due to some registrations: they said no.
+def drop(session: Session, *those: ColumnElement[bool]) -> bool:
+    """Send no mail that is due to some registrations: they said no. Return whether one was.
 
-    In two statements: MySQL would lock every request for one.
+    In statements of their own: MySQL would lock every request for one.
     """
-    if ids := session.execute(select(Registration.id).where(*those)).scalars().all():
-        session.execute(delete(ConfirmationRequest).where(ConfirmationRequest.registration_id.in_(ids)))
+    if not (ids := session.execute(select(Registration.id).where(*those)).scalars().all()):
+        return False
+    waited = rows_matched(session, delete(ConfirmationRequest).where(ConfirmationRequest.registration_id.in_(ids)))
+    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id.in_(ids)).values(next_id=None))
+    return bool(waited)
 
 
 def forget(session: Session, now: datetime) -> None:

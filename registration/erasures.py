@@ -17,8 +17,8 @@ from . import addresses
 from .models import Erasure
 from .tokens import Tokens
 
-_NOTED = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
-"""Made once: building a statement costs more than sending it."""
+NOTED = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
+"""Which of some hashes are noted. Made once: building a statement costs more than sending it."""
 
 
 def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -> None:
@@ -30,25 +30,25 @@ def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -
 
 def of_addresses(connection: Connection, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
     """Return which of some hundreds of addresses, given by their keys, were erased themselves."""
-    return _noted(connection, {key: {key} for key in address_keys}, tokens)
+    by_hash = _by_hash({key: {key} for key in address_keys}, tokens)
+    noted = connection.execute(NOTED, {"hashes": list(by_hash)}).scalars()
+    return {key for fingerprint in noted for key in by_hash[fingerprint]}
 
 
-def of_mailboxes(connection: Connection, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
-    """Return those of some addresses whose mailbox was erased under any variation.
+def of_mailboxes(address_keys: Iterable[str], *, tokens: Tokens) -> Mapping[str, list[str]]:
+    """Return the hashes of which one is noted if a mailbox was erased under any variation, with the addresses of each.
 
     Earlier versions noted the exact address alone.
     """
-    texts = {key: {key, addresses.mailbox(key), _mailbox(key)} for key in address_keys}
-    return _noted(connection, texts, tokens)
+    return _by_hash({key: {key, addresses.mailbox(key), _mailbox(key)} for key in address_keys}, tokens)
 
 
-def _noted(connection: Connection, texts: Mapping[str, Collection[str]], tokens: Tokens) -> set[str]:
+def _by_hash(texts: Mapping[str, Collection[str]], tokens: Tokens) -> Mapping[str, list[str]]:
     by_hash: dict[str, list[str]] = defaultdict(list)
     for key, those in texts.items():
         for fingerprint in (fingerprint for text in those for fingerprint in tokens.fingerprints(text)):
             by_hash[fingerprint].append(key)
-    noted = connection.execute(_NOTED, {"hashes": list(by_hash)}).scalars()
-    return {key for fingerprint in noted for key in by_hash[fingerprint]}
+    return by_hash
 
 
 def _mailbox(address_key: str) -> str:

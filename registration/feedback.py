@@ -424,14 +424,15 @@ def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Se
 
 def _end_soft_bounces(session: Session, registration_id: int, broadcast_id: int, rows: set[int]) -> None:
     """Forget soft bounces up to a broadcast. Whom they alone suppressed is mailed to again: it was no row of five."""
-    before = len(rows)
+    before = set(rows)
     rows -= {bounced for bounced in rows if bounced <= broadcast_id}
     session.execute(
         delete(SoftBounce).where(SoftBounce.registration_id == registration_id, SoftBounce.broadcast_id <= broadcast_id)
     )
-    if len(rows) < MOST_SOFT_BOUNCES <= before:
-        here = Delivery.registration_id == registration_id
-        hard = select(Delivery.id).where(here, Delivery.feedback == _F.HARD_BOUNCE)
+    if len(rows) < MOST_SOFT_BOUNCES <= len(before):
+        # After a hard bounce from before the row it has come back, or it would not have been mailed to.
+        in_the_row = Delivery.registration_id == registration_id, Delivery.broadcast_id >= min(before)
+        hard = select(Delivery.id).where(*in_the_row, Delivery.feedback == _F.HARD_BOUNCE)
         suppressed = update(Registration).where(Registration.id == registration_id, Registration.status == _S.BOUNCED)
         rows_matched(session, suppressed.where(~hard.exists()).values(status=_S.ACTIVE))
 

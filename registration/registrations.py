@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,8 +31,6 @@ from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
 from .group_commit import GroupCommit
 from .models import (
-    ConfirmationMail,
-    ConfirmationRequest,
     Installation,
     Registration,
     RegistrationStatus,
@@ -35,6 +46,10 @@ Who = uuid.UUID | Address
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
+_KNOWN_MAILBOXES = union_all(
+    erasures.NOTED, select(Variation.mailbox).where(Variation.mailbox.in_(bindparam("mailboxes", expanding=True)))
+)
+"""One statement, made once: each costs a registration more than what it looks for. No hash looks like an address."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +138,25 @@ class Registrar:
         return [None] * len(rows)
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Insert rows; one whose address was erased waits for its owner: anybody can type it.
+        """Insert rows; one whose mailbox was erased, or is known by a variation, waits for its owner.
 
         That is looked up after the insertion: it waits for an erasure that is just setting the address free.
         """
         with connection.begin():
             connection.execute(_INSERT, rows)
-            erased = erasures.of_mailboxes(connection, {row["email_key"] for row in rows}, tokens=self._tokens)
-            waiting = [row for row in rows if row["email_key"] in erased]
+            known = self._of_known_mailboxes(connection, {row["email_key"] for row in rows})
+            waiting = [row for row in rows if row["email_key"] in known]
             for row in waiting:
                 row["status"] = RegistrationStatus.UNCONFIRMED
             if waiting:
                 those = Registration.product_id.in_([row["product_id"] for row in waiting])
                 connection.execute(update(Registration).where(those).values(status=RegistrationStatus.UNCONFIRMED))
+
+    def _of_known_mailboxes(self, connection: Connection, address_keys: Collection[str]) -> set[str]:
+        """Return those of some addresses that somebody else may have typed: their owner said something before."""
+        by_hash = erasures.of_mailboxes(address_keys, tokens=self._tokens)
+        noted = connection.execute(_KNOWN_MAILBOXES, {"hashes": list(by_hash), "mailboxes": list(address_keys)})
+        return {key for name in noted.scalars() for key in by_hash.get(name, [name])}
 
     def _insert_or_find(self, new: Row) -> tuple[uuid.UUID, RegistrationStatus]:
         """Return product id and status of a new row, or of the one that its address has; erased meanwhile, it is new.
@@ -232,8 +253,7 @@ def opt_out(session: Session, who: Who) -> None:
 
 def undo_opt_out(session: Session, who: Who) -> None:
     """Mail again to a registration that opted out; a confirmation that it was asked for is not needed any more."""
-    back = update(Registration).where(_is(who), Registration.status == RegistrationStatus.OPTED_OUT)
-    session.execute(back.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
+    _activate(session, _is(who), Registration.status == RegistrationStatus.OPTED_OUT)
 
 
 def is_confirmable(session: Session, link: ConfirmationLink) -> bool:
@@ -243,8 +263,7 @@ def is_confirmable(session: Session, link: ConfirmationLink) -> bool:
 
 def confirm(session: Session, link: ConfirmationLink) -> None:
     """Mail to a registration from now on, because its owner said so; a link does it once."""
-    waiting = update(Registration).where(_confirmable_by(link))
-    session.execute(waiting.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
+    _activate(session, _confirmable_by(link))
 
 
 def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
@@ -258,10 +277,10 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
         return False
     registration_id, key = found
     erasures.note(session, key, tokens=tokens, now=now)
-    for table in (Installation, SoftBounce, ConfirmationRequest):
+    confirmations.drop(session, Registration.id == registration_id)
+    for table in (Installation, SoftBounce):
         session.execute(delete(table).where(table.registration_id == registration_id))
     mailbox = addresses.mailbox(key)
-    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == registration_id).values(next_id=None))
     named = or_(Variation.mailbox == key, Variation.email_key == key)
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
     gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
@@ -276,6 +295,14 @@ def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tok
     erased = erasures.of_addresses(session.connection(), address_keys, tokens=tokens)
     back = select(Registration.email_key).where(Registration.email_key.in_(erased))
     return erased.difference(session.execute(back).scalars()) if erased else erased
+
+
+def _activate(session: Session, *those: ColumnElement[bool]) -> None:
+    """Mail again to registrations whose owner has just shown that mail arrives."""
+    ids = session.execute(select(Registration.id).where(*those).with_for_update()).scalars().all()
+    session.execute(delete(SoftBounce).where(SoftBounce.registration_id.in_(ids)))
+    back = update(Registration).where(Registration.id.in_(ids))
+    session.execute(back.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
 
 
 def _is(who: Who) -> ColumnElement[bool]:

@@ -140,8 +140,7 @@ def forget(email: str, *, yes: bool) -> None:
 @_email
 def suppress(email: str, reason: str) -> None:
     """Mail an address no more."""
-    take_off = partial(transfers.take_off, keys=[_address(email).key], status=RegistrationStatus(reason))
-    if not commit_step(take_off):
+    if not commit_step(partial(transfers.suppress, key=_address(email).key, status=RegistrationStatus(reason))):
         raise click.ClickException("This address is not registered, or is not mailed to anyway for as good a reason.")
     click.echo("The address gets no more mail.")
 

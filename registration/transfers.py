@@ -42,6 +42,7 @@ OFF = {
 }
 """The statuses that take an address off, with those that each may follow. Who bounced is active again by registering,
 so an opt-out or a complaint counts from there too."""
+SAID_NO = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
 
 IsErased = Callable[[Session, Sequence[str]], set[str]]
@@ -194,6 +195,21 @@ def take_off(session: Session, keys: Collection[str], status: RegistrationStatus
     those = Registration.email_key.in_(keys), Registration.status.in_(OFF[status])
     confirmations.drop(session, *those)
     return rows_matched(session, update(Registration).where(*those).values(status=status, confirmation_sent_at=None))
+
+
+def suppress(session: Session, key: str, status: RegistrationStatus) -> bool:
+    """Take one address off; return whether that changed anything.
+
+    Unlike an old table, somebody who says so now has the last word: a confirmation that is under way to who is off
+    already confirms nothing any more.
+    """
+    changed = take_off(session, [key], status)
+    if status is RegistrationStatus.BOUNCED:
+        return bool(changed)
+    said_no = Registration.email_key == key, Registration.status.in_(SAID_NO)
+    dropped = confirmations.drop(session, *said_no)
+    under_way = update(Registration).where(*said_no, Registration.confirmation_sent_at.is_not(None))
+    return bool(rows_matched(session, under_way.values(confirmation_sent_at=None)) or dropped or changed)
 
 
 def count_by_status(session: Session) -> dict[str, int]:

@@ -593,6 +593,32 @@ def test_a_broadcast_ends_when_nothing_is_left_and_the_figures_add_up() -> None:
     assert (end.remaining, end.rate, end.expected_end) == (0, 0.0, None)
 
 
+def test_a_broadcast_ends_while_another_goes_on() -> None:
+    first, second = filled(1), filled(1)
+    settle(claim(first), ACCEPTED)
+
+    assert not commit(broadcasts.finish, second, NOW)
+    assert commit(broadcasts.finish, first, NOW)
+
+
+def test_a_cancelled_broadcast_does_not_end_before_its_ledger_is_filled() -> None:
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    commit(broadcasts.cancel, broadcast_id)
+
+    assert not commit(broadcasts.finish, broadcast_id, NOW)
+
+
+def test_a_cancelled_broadcast_ends_once() -> None:
+    broadcast_id = filled(1)
+    commit(broadcasts.cancel, broadcast_id)
+    commit(broadcasts.cancel_rest, broadcast_id, NOW)
+
+    assert commit(broadcasts.finish, broadcast_id, NOW)
+    assert not commit(broadcasts.finish, broadcast_id, LATER)
+    assert progress(broadcast_id).finished_at == NOW
+
+
 def test_a_broadcast_does_not_end_before_its_ledger_is_filled() -> None:
     factories.register(1)
     broadcast_id = factories.start_broadcast()
@@ -797,6 +823,23 @@ def test_a_broadcast_ends_after_those_that_go_first(monkeypatch: pytest.MonkeyPa
     commit(broadcasts.pause, first)
     commit(broadcasts.cancel, urgent)
     assert ends() == [None, None, 8, 18]
+
+
+def test_nobody_is_waited_for_who_was_lost_before_the_ledger_of_an_earlier_broadcast_had_them() -> None:
+    know(Account(sending_rate=10.0))
+    factories.register(20)
+    first = start()
+    db.session.execute(update(Registration).values(status="opted_out"))
+    db.session.commit()
+    while commit(ledger.fill, first):
+        pass
+    factories.register(10)
+    second = start(OTHER)
+
+    end = progress(second).expected_end
+
+    assert end is not None
+    assert round((end - NOW).total_seconds() * 10.0 * pacing.HEADROOM) == 10
 
 
 def test_the_rate_is_that_of_the_last_messages() -> None:

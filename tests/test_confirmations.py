@@ -11,13 +11,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import sessionmaker
 
 from registration import addresses, confirmations, counting, feedback, services
 from registration.db import AUTOCOMMIT, db
+from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
-from registration.models import ConfirmationMail, Registration, RegistrationStatus
+from registration.models import ConfirmationMail, Registration, RegistrationStatus, SoftBounce
 from registration.sender import Sender
 from registration.tokens import Tokens
 
@@ -69,7 +70,7 @@ def test_whose_confirmation_mail_bounced_is_mailed_no_more_and_comes_back_unconf
     assert status(email) is S.UNCONFIRMED
     sender.look()
     (text,) = inbox.texts()
-    client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+    client.post(link_in(text))
     assert status(email) is S.ACTIVE
 
 
@@ -87,7 +88,7 @@ def test_who_left_stays_out_until_the_one_mail_is_confirmed(
     assert "CALLERS" not in text
     assert status(email) is left
 
-    path = re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1]
+    path = link_in(text)
     client.get(path)
     client.head(path)
     assert status(email) is left
@@ -254,7 +255,7 @@ def test_the_owner_of_a_variation_gets_its_notices_after_a_click(
     sender.look()
 
     (text,) = inbox.texts()
-    client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+    client.post(link_in(text))
 
     assert status("ann+clinic@example.org") is S.ACTIVE
 
@@ -269,6 +270,37 @@ def test_a_mailbox_gets_another_mail_the_next_day() -> None:
         taken = take(now + timedelta(hours=hours))
         db.session.commit()
         assert len(taken) == expected
+
+
+def ask_for_mails(moments: dict[str, datetime]) -> None:
+    with db.engines[AUTOCOMMIT].connect() as connection:
+        for email, moment in moments.items():
+            confirmations.request(connection, email, moment)
+
+
+def test_a_mail_that_is_put_off_keeps_no_other_mailbox_from_its_own() -> None:
+    now = datetime.now(UTC)
+    emails = [f"{name}+{number}@example.org" for number in range(2) for name in ("ann", "bob", "eve")]
+    factories.register_as(*emails, status=S.UNCONFIRMED)
+    ask_for_mails(dict.fromkeys(emails, now))
+    taken = []
+    for hours in (0, 25, 50):
+        taken.append(len(take(now + timedelta(hours=hours))))
+        db.session.commit()
+
+    assert taken == [3, 3, 0]
+
+
+def test_the_mail_that_has_been_due_the_longest_is_the_first() -> None:
+    now = datetime.now(UTC)
+    one, two, three = factories.register(3, status=S.UNCONFIRMED)
+    ask_for_mails({one: now + timedelta(minutes=2), two: now, three: now + timedelta(minutes=1)})
+    taken = []
+    for _ in range(3):
+        taken += [confirmation.email for confirmation in take(now + timedelta(hours=1), limit=1)]
+        db.session.commit()
+
+    assert taken == [two, three, one]
 
 
 def test_the_mail_to_a_second_address_of_a_mailbox_comes_a_day_later_and_that_of_a_third_never(
@@ -307,7 +339,7 @@ def test_an_erased_address_that_is_registered_again_waits_for_its_owner(
     (text,) = inbox.texts()
     factories.start_broadcast("Update now")
     assert [address for address, subject in received(inbox, sender) if subject == "Update now"] == [other]
-    client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+    client.post(link_in(text))
     assert status(email.title()) is S.ACTIVE
 
 
@@ -364,6 +396,95 @@ def test_who_is_not_asked_after_all_uses_up_no_day(client: FlaskClient, sender: 
     sender.look()
 
     assert len(inbox.mails()) == 1
+
+
+def link_in(text: str) -> str:
+    """Return the path of the link in a confirmation mail."""
+    return re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1]
+
+
+@pytest.mark.parametrize(
+    ("variation", "plain"), [("ann+1@example.org", "ann@example.org"), ("v.ic@gmail.com", "vic@gmail.com")]
+)
+@pytest.mark.parametrize("said", [S.OPTED_OUT, S.ACTIVE])
+def test_nobody_subscribes_a_known_mailbox_by_its_plain_address(
+    client: FlaskClient, sender: Sender, inbox: Inbox, variation: str, plain: str, said: RegistrationStatus
+) -> None:
+    client.post("/api/registration", data={"email": variation})
+    db.session.execute(update(Registration).values(status=said))
+    db.session.commit()
+
+    assert client.post("/api/registration", data={"email": plain}).status_code == 201
+
+    assert status(plain) is S.UNCONFIRMED
+    sender.look()
+    (mail,) = inbox.mails()
+    assert mail["To"] == plain
+    client.post(link_in(inbox.texts()[0]))
+    assert status(plain) is S.ACTIVE
+
+
+def test_a_link_works_until_a_newer_one_has_left(
+    client: FlaskClient, sender: Sender, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (email,) = factories.register(status=S.OPTED_OUT)
+    client.post("/api/registration", data={"email": email})
+    sender.look()
+    db.session.execute(update(ConfirmationMail).values(sent_at=datetime.now(UTC) - timedelta(days=2)))
+    earlier = db.session.execute(select(Registration.confirmation_sent_at)).scalar_one() - timedelta(days=2)
+    db.session.execute(update(Registration).values(confirmation_sent_at=earlier))
+    db.session.commit()
+
+    client.post("/api/registration", data={"email": email})
+    monkeypatch.setattr(sender.mailer, "send", lambda *_: [Outcome(Verdict.HELD)])
+    sender.look()
+
+    assert db.session.execute(select(Registration.confirmation_sent_at)).scalar_one() == earlier
+    url = services.current().tokens.confirmation_url(factories.product_id(email), earlier)
+    assert client.post(url.removeprefix("http://127.0.0.1:5000")).status_code == 200
+    assert status(email) is S.ACTIVE
+
+
+def test_who_opts_out_leaves_the_next_mail_of_the_mailbox_to_another(
+    client: FlaskClient, sender: Sender, inbox: Inbox
+) -> None:
+    emails = [f"ann+{letter}@example.org" for letter in "xyz"]
+    factories.register_as(*emails, status=S.UNCONFIRMED)
+    for email in emails[:2]:
+        client.post("/api/registration", data={"email": email})
+        sender.look()
+    link = services.current().tokens.opt_out_url(factories.product_id(emails[1]))
+    client.post(link.removeprefix("http://127.0.0.1:5000"))
+    client.post("/api/registration", data={"email": emails[2]})
+    sender.look()
+
+    begun = datetime.now(UTC)
+    sender.now = lambda: begun + timedelta(days=2)
+    sender.look()
+
+    assert sorted(mail["To"] for mail in inbox.mails()) == [emails[0], emails[2]]
+
+
+@pytest.mark.parametrize("comes_back_by", ["confirming", "undoing"])
+def test_who_shows_that_mail_arrives_begins_anew_with_soft_bounces(
+    client: FlaskClient, sender: Sender, inbox: Inbox, comes_back_by: str
+) -> None:
+    (email, other) = factories.register(2, status=S.OPTED_OUT)
+    ids = db.session.execute(select(Registration.id).order_by(Registration.id)).scalars().all()
+    rows = [{"registration_id": each, "broadcast_id": number} for each in ids for number in range(5)]
+    db.session.execute(insert(SoftBounce), rows)
+    db.session.commit()
+
+    if comes_back_by == "confirming":
+        client.post("/api/registration", data={"email": email})
+        sender.look()
+        client.post(link_in(inbox.texts()[0]))
+    else:
+        link = services.current().tokens.opt_out_url(factories.product_id(email))
+        client.post(f"{link}/undo".removeprefix("http://127.0.0.1:5000"))
+
+    assert (status(email), status(other)) == (S.ACTIVE, S.OPTED_OUT)
+    assert db.session.execute(select(SoftBounce.registration_id)).scalars().all() == [ids[1]] * 5
 
 
 def test_an_address_is_asked_once_a_day_at_most() -> None:
@@ -453,5 +574,5 @@ class TestWithConfirmation:
         assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 2}
         sender.look()
         (text,) = inbox.texts()
-        client.post(re.search(r"http://127.0.0.1:5000(/confirm/\S+)", text)[1])
+        client.post(link_in(text))
         assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 3}

@@ -239,7 +239,8 @@ def test_an_erasure_is_known_to_whoever_shares_a_key(of_eraser: str, of_registra
     db.session.commit()
 
     key = "ann@example.org"
-    assert erasures.of_mailboxes(db.session.connection(), [key], tokens=registrar) == {key}
+    noted = set(db.session.execute(select(Erasure.key_hash)).scalars())
+    assert noted & erasures.of_mailboxes([key], tokens=registrar).keys()
     assert registrations.erased_among(db.session(), [key], tokens=registrar) == {key}
 
 

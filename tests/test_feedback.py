@@ -391,15 +391,51 @@ def test_a_late_delivery_takes_back_what_soft_bounces_alone_did() -> None:
     assert status_of(lines[0].registration_id) is _S.ACTIVE
 
 
-def test_a_late_delivery_takes_back_no_hard_bounce() -> None:
+def test_a_late_delivery_takes_nothing_back_where_five_soft_bounces_are_left() -> None:
     lines = several_broadcasts(7)
-    take(ses_events.bounce(lines[0].id))
-    for line in lines[1:6]:
-        take(ses_events.soft_bounce(line.id))
+    for line in lines:
+        if line is not lines[1]:
+            take(ses_events.soft_bounce(line.id))
 
-    take(ses_events.delivery(lines[6].id))
+    take(ses_events.delivery(lines[1].id))
 
     assert status_of(lines[0].registration_id) is _S.BOUNCED
+
+
+def test_a_late_delivery_takes_back_no_hard_bounce_that_came_after_the_row_began() -> None:
+    lines = several_broadcasts(7)
+    for line in lines[:5]:
+        take(ses_events.soft_bounce(line.id))
+
+    take(ses_events.delivery(lines[5].id), ses_events.bounce(lines[6].id))
+
+    assert status_of(lines[0].registration_id) is _S.BOUNCED
+
+
+def test_a_hard_bounce_from_before_the_row_does_not_count_any_more() -> None:
+    """Who registers again after it is mailed to, which is how the row can begin."""
+    lines = several_broadcasts(6)
+    take(ses_events.bounce(lines[0].id))
+    for line in lines[1:]:
+        take(ses_events.soft_bounce(line.id))
+    assert status_of(lines[0].registration_id) is _S.BOUNCED
+
+    take(ses_events.delivery(lines[5].id))
+
+    assert status_of(lines[0].registration_id) is _S.ACTIVE
+
+
+def test_a_late_delivery_takes_back_what_soft_bounces_did_whoever_else_bounced_for_good() -> None:
+    somebody_else = sent()
+    take(ses_events.bounce(only(somebody_else).id))
+    lines = several_broadcasts(6)
+    for line in lines[1:]:
+        take(ses_events.soft_bounce(line.id))
+    assert status_of(lines[0].registration_id) is _S.BOUNCED
+
+    take(ses_events.delivery(lines[3].id))
+
+    assert status_of(lines[0].registration_id) is _S.ACTIVE
 
 
 @pytest.mark.parametrize("make", [ses_events.bounce, ses_events.complaint])

@@ -224,6 +224,18 @@ def test_outcomes_of_one_batch_are_kept_apart() -> None:
     ]
 
 
+def test_an_unknown_outcome_lets_go_of_no_other_delivery_of_its_batch() -> None:
+    broadcast_id = filled(3)
+
+    settle(claim(broadcast_id), UNKNOWN, REFUSED, THROTTLED)
+
+    assert [(delivery.status.value, delivery.reason) for delivery in lines(broadcast_id)] == [
+        ("sending", "No answer."),
+        ("failed", "No such address."),
+        ("queued", None),
+    ]
+
+
 def test_a_batch_that_is_released_is_queued_as_if_it_had_not_been_claimed() -> None:
     broadcast_id = filled(2)
     batch = claim(broadcast_id)
@@ -244,6 +256,14 @@ def test_an_unknown_outcome_is_sent_again_only_when_its_lease_is_over_and_says_s
 
     (delivery,) = lines(broadcast_id)
     assert (delivery.status, delivery.attempts, delivery.reason) == (DeliveryStatus.SENT, 2, "No answer.")
+
+
+def test_a_lease_that_holds_is_nothing_to_expire() -> None:
+    broadcast_id = filled(1)
+    claim(broadcast_id)
+
+    assert not commit(ledger.expire, broadcast_id, NOW)
+    assert commit(ledger.expire, broadcast_id, AFTER_LEASE)
 
 
 def test_a_delivery_whose_sender_died_says_so() -> None:

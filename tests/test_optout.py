@@ -175,6 +175,15 @@ def test_a_complaint_stays_one(client: FlaskClient) -> None:
     assert row().status is S.COMPLAINED
 
 
+def test_an_erasure_stays_one(client: FlaskClient) -> None:
+    factories.register()
+    link = path()
+    client.post(f"{link}/erase")
+    client.post(link)
+    client.post(f"{link}/undo")
+    assert row().status is S.ERASED
+
+
 def test_erasing_leaves_neither_the_address_nor_its_id_in_any_other_table(client: FlaskClient) -> None:
     (email,) = factories.register()
     erased = row()

@@ -117,6 +117,12 @@ def test_after_a_hundred_wrong_pins_altogether_each_other_address_has_one_try() 
     assert remembered() == 101
 
 
+def test_the_hundredth_wrong_pin_altogether_is_still_heard() -> None:
+    crowd(99)
+
+    assert admit(WRONG, ELSEWHERE) == "wrong"
+
+
 def test_the_wait_ends_when_there_are_fewer_than_a_hundred_or_the_own_ones_are_forgotten() -> None:
     admit(WRONG, HERE)
     crowd(100, NOW + timedelta(minutes=5))

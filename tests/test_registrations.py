@@ -168,7 +168,7 @@ def test_a_connection_that_is_lost_for_good_fails_all_rows_inserted_together(mon
     assert len(tried) == 1
 
 
-def test_a_plain_address_costs_an_insert_and_a_look_at_the_erased_and_leaves_no_note() -> None:
+def test_a_plain_address_costs_an_insert_and_a_look_at_known_mailboxes_and_leaves_no_note() -> None:
     statements: list[str] = []
     for engine in db.engines.values():
         event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))

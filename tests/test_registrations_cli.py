@@ -499,12 +499,15 @@ def test_suppress_takes_an_address_off(application: Flask, run: Run) -> None:
     assert run("suppress", email).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "before", [RegistrationStatus.UNCONFIRMED, RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED]
+)
 def test_who_was_taken_off_gets_no_confirmation_mail_and_comes_back_by_none_from_before(
-    application: Flask, run: Run
+    application: Flask, run: Run, before: RegistrationStatus
 ) -> None:
     now = datetime.now(UTC)
     with application.app_context():
-        asked, due = factories.register(2, status=RegistrationStatus.UNCONFIRMED)
+        asked, due = factories.register(2, status=before)
         for email in (asked, due):
             with db.engines[AUTOCOMMIT].connect() as connection:
                 confirmations.request(connection, email, now)
@@ -512,7 +515,9 @@ def test_who_was_taken_off_gets_no_confirmation_mail_and_comes_back_by_none_from
                 (mail,) = confirmations.take(db.session(), now, tokens=services.of(application).tokens, limit=10)
                 db.session.commit()
 
+    assert run("suppress", asked, "--reason", "bounced").exit_code == 1
     assert [run("suppress", email).exit_code for email in (asked, due)] == [0, 0]
+    assert [run("suppress", email).exit_code for email in (asked, due)] == [1, 1]
 
     with application.app_context():
         assert confirmations.take(db.session(), now, tokens=services.of(application).tokens, limit=10) == []
