@@ -313,7 +313,7 @@ def test_the_public_url_is_the_beginning_of_links(url: str, taken: str) -> None:
     read = config.read(COMPLETE | {"PUBLIC_URL": url})
 
     assert taken == read.PUBLIC_URL
-    assert factories.letterhead(public_url=read.PUBLIC_URL).link(None) == taken
+    assert factories.letterhead(public_url=read.PUBLIC_URL).link(None) == f"{taken}/opt-out/test"
     assert problems(COMPLETE | {"PUBLIC_URL": url.lower().replace("https", "http", 1)}) == [
         "PUBLIC_URL must begin with https:// and name a host."
     ]

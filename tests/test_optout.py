@@ -72,7 +72,7 @@ def test_looking_changes_nothing_and_the_button_opts_out(client: FlaskClient) ->
 
 
 def test_the_link_of_a_test_leads_to_a_page_that_explains_it(client: FlaskClient) -> None:
-    link = factories.letterhead(public_url="https://registration.example.org/").link(None)
+    link = factories.letterhead(public_url="https://registration.example.org").link(None)
 
     answer = client.get(link.removeprefix("https://registration.example.org"))
 

@@ -127,7 +127,7 @@ class Letterhead:
 
     def link(self, product_id: uuid.UUID | None) -> str:
         """Return the opt-out link of a registration; of nobody, that of a page which explains a test."""
-        test_url = f"{self.public_url.rstrip('/')}/opt-out/test"
+        test_url = f"{self.public_url}/opt-out/test"
         link = test_url if product_id is None else self.opt_out_url(product_id)
         if len(link) > LONGEST_LINK or not _IN_A_HEADER.fullmatch(link):
             raise ValueError("An opt-out link must be short printable ASCII that HTML does not escape.")
