@@ -53,7 +53,6 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.config.from_object(config)
     application.config.update(MAX_CONTENT_LENGTH=LARGEST_BODY, MAX_FORM_MEMORY_SIZE=LARGEST_BODY)
-    application.config["RATE_LIMIT"] = config.SENDING_RATE or math.inf
     _set_up_database(application, config.DB_CONN_STR)
     _create_services(application, config).init_app(application)
     request_log.init_app(application)
@@ -108,6 +107,7 @@ def _create_services(application: Flask, config: Config) -> Services:
             mail_servers=MailServers() if config.CHECK_MX else None,
         ),
         migrations=ScriptDirectory(str(MIGRATIONS)),
+        rate_limit=config.SENDING_RATE or math.inf,
         wake=_prepare_engine(application),
         mailer=cache(lambda: _create_mailer(application)),
         sender_engine=cache(lambda: _create_sender_engine(application)),
@@ -137,7 +137,7 @@ def create_sender(application: Flask) -> Sender:
     return Sender(
         sessions=sessionmaker(services.of(application).sender_engine()),
         mailer=services.of(application).mailer(),
-        rate_limit=settings["RATE_LIMIT"],
+        rate_limit=services.of(application).rate_limit,
         ip_retention=timedelta(days=settings["IP_RETENTION_DAYS"]),
         tokens=services.of(application).tokens,
     )

@@ -199,7 +199,7 @@ def _read(file: str, *, ask: bool) -> str:
 
 
 def _forecast(whom: Audience) -> Forecast:
-    forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=current_app.config["RATE_LIMIT"])
+    forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
     db.session.rollback()
     return forecast
 
@@ -248,7 +248,7 @@ def _show_until_end(broadcast_id: int, screen: terminal.Screen) -> Progress:
 
 
 def _progress(broadcast_id: int) -> Progress:
-    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=current_app.config["RATE_LIMIT"])
+    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=services.current().rate_limit)
     db.session.rollback()
     return progress
 

@@ -24,7 +24,8 @@ INTERVAL = timedelta(days=1)
 """Between two mails to one address."""
 LATER = timedelta(minutes=1)
 """When a mail is tried again that the mail service would not take yet."""
-CONFIRMABLE = (RegistrationStatus.UNCONFIRMED, RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
+SAID_NO = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
+CONFIRMABLE = (RegistrationStatus.UNCONFIRMED, *SAID_NO)
 _TEXT = """\
 Somebody, probably you, registered this e-mail address for security and update notices of OpenEMR.
 
@@ -110,13 +111,12 @@ def give_back(session: Session, confirmation: Confirmation, taken_at: datetime, 
 def drop(session: Session, *those: ColumnElement[bool]) -> bool:
     """Send no mail that is due to some registrations: they said no. Return whether one was.
 
-    In statements of their own: MySQL would lock every request for one.
+    In two statements: MySQL would lock every request for one.
     """
     if not (ids := session.execute(select(Registration.id).where(*those)).scalars().all()):
         return False
-    waited = rows_matched(session, delete(ConfirmationRequest).where(ConfirmationRequest.registration_id.in_(ids)))
-    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id.in_(ids)).values(next_id=None))
-    return bool(waited)
+    waiting = delete(ConfirmationRequest).where(ConfirmationRequest.registration_id.in_(ids))
+    return bool(rows_matched(session, waiting))
 
 
 def forget(session: Session, now: datetime) -> None:
@@ -150,9 +150,13 @@ def _put_off(session: Session, registration_id: int, mailbox: str) -> None:
     If all of them waited, a flood of variations would bring a mail a day for as long as there are some.
     """
     this = ConfirmationMail.mailbox == mailbox
-    is_next = or_(ConfirmationMail.next_id.is_(None), ConfirmationMail.next_id == registration_id)
-    if rows_matched(session, update(ConfirmationMail).where(this, is_next).values(next_id=registration_id)):
-        sent_at = session.execute(select(ConfirmationMail.sent_at).where(this)).scalar_one()
+    columns = select(ConfirmationMail.sent_at, ConfirmationMail.next_id).where(this)
+    sent_at, next_id = session.execute(columns).one()
+    waits = select(ConfirmationRequest.due_at).where(ConfirmationRequest.registration_id == next_id)
+    if next_id not in (None, registration_id) and session.execute(waits).first():
+        return
+    still = update(ConfirmationMail).where(this, ConfirmationMail.next_id.is_not_distinct_from(next_id))
+    if rows_matched(session, still.values(next_id=registration_id)):
         session.execute(insert(ConfirmationRequest).values(registration_id=registration_id, due_at=sent_at + INTERVAL))
 
 

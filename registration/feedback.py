@@ -430,9 +430,10 @@ def _end_soft_bounces(session: Session, registration_id: int, broadcast_id: int,
         delete(SoftBounce).where(SoftBounce.registration_id == registration_id, SoftBounce.broadcast_id <= broadcast_id)
     )
     if len(rows) < MOST_SOFT_BOUNCES <= len(before):
-        # After a hard bounce from before the row it has come back, or it would not have been mailed to.
-        in_the_row = Delivery.registration_id == registration_id, Delivery.broadcast_id >= min(before)
-        hard = select(Delivery.id).where(*in_the_row, Delivery.feedback == _F.HARD_BOUNCE)
+        here = Delivery.registration_id == registration_id
+        begun_at = select(Delivery.settled_at).where(here, Delivery.broadcast_id == min(before)).scalar_subquery()
+        # Whom one had suppressed before the row's first message was sent has come back since.
+        hard = select(Delivery.id).where(here, Delivery.feedback == _F.HARD_BOUNCE, Delivery.feedback_at >= begun_at)
         suppressed = update(Registration).where(Registration.id == registration_id, Registration.status == _S.BOUNCED)
         rows_matched(session, suppressed.where(~hard.exists()).values(status=_S.ACTIVE))
 

@@ -93,7 +93,7 @@ class Registration(Base):
 
 
 class SoftBounce(Base):
-    """One of a recipient's soft bounces in a row, each in another broadcast; a delivery deletes them all."""
+    """One of a recipient's soft bounces in a row, each in another broadcast, until mail has arrived."""
 
     __tablename__ = "soft_bounce"
     __table_args__ = (_TABLE,)

@@ -33,8 +33,7 @@ def admit(connection: Connection, given: bytes, expected: bytes, *, ip_address: 
 
     Raises InvalidSecretPinException, or TooManyAttemptsException once there were too many wrong pins: then not even
     the right one from that network counts. When there were too many altogether, networks without a wrong one of
-    their own are still heard. `connection` is in autocommit mode, so that a wrong pin
-    stays written down.
+    their own are still heard. `connection` is in autocommit mode, so that a wrong pin stays written down.
     """
     network = network_of(ip_address, **PREFIXES)
     before = _tally(connection, network, now, true())

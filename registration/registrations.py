@@ -31,6 +31,8 @@ from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
 from .group_commit import GroupCommit
 from .models import (
+    ConfirmationMail,
+    ConfirmationRequest,
     Installation,
     Registration,
     RegistrationStatus,
@@ -97,7 +99,7 @@ class Registrar:
 
         An installation that reports itself is remembered, and gets the product id of a known address as well;
         without one, an active address raises AlreadyRegisteredException. Who bounced is active again; who left, was
-        erased or never confirmed is asked by mail, and so is a new variation of an address whose mailbox is known.
+        erased or never confirmed is asked by mail, and so is a new address of a mailbox that is known.
         """
         new: Row = {
             "product_id": product_id,
@@ -117,10 +119,10 @@ class Registrar:
         return known_id
 
     def _first_status_of(self, address: Address) -> RegistrationStatus:
-        """Return the status with which an address begins; only a variation costs more than a look at it."""
+        """Return the status with which an address is inserted; only a variation costs more than a look at it."""
         mailbox = addresses.mailbox(address.key)
         known = mailbox != address.key and repeatable(
-            self._engine, lambda connection: _is_known(connection, mailbox, variation=address)
+            self._engine, lambda connection: _note_variation(connection, mailbox, variation=address)
         )
         return RegistrationStatus.UNCONFIRMED if known else self._first_status
 
@@ -144,16 +146,16 @@ class Registrar:
         """
         with connection.begin():
             connection.execute(_INSERT, rows)
-            known = self._of_known_mailboxes(connection, {row["email_key"] for row in rows})
-            waiting = [row for row in rows if row["email_key"] in known]
+            uncertain = self._waiting_for_owner(connection, {row["email_key"] for row in rows})
+            waiting = [row for row in rows if row["email_key"] in uncertain]
             for row in waiting:
                 row["status"] = RegistrationStatus.UNCONFIRMED
             if waiting:
                 those = Registration.product_id.in_([row["product_id"] for row in waiting])
                 connection.execute(update(Registration).where(those).values(status=RegistrationStatus.UNCONFIRMED))
 
-    def _of_known_mailboxes(self, connection: Connection, address_keys: Collection[str]) -> set[str]:
-        """Return those of some addresses that somebody else may have typed: their owner said something before."""
+    def _waiting_for_owner(self, connection: Connection, address_keys: Collection[str]) -> set[str]:
+        """Return those whose mailbox was erased, or is known by a variation: anybody may have typed them."""
         by_hash = erasures.of_mailboxes(address_keys, tokens=self._tokens)
         noted = connection.execute(_KNOWN_MAILBOXES, {"hashes": list(by_hash), "mailboxes": list(address_keys)})
         return {key for name in noted.scalars() for key in by_hash.get(name, [name])}
@@ -184,11 +186,12 @@ def _find(connection: Connection, address_key: str) -> tuple[uuid.UUID, Registra
     return None if found is None else (found.product_id, found.status)
 
 
-def _is_known(connection: Connection, mailbox: str, *, variation: Address) -> bool:
-    """Return whether a mailbox is known by its plain address or by another variation of it.
+def _note_variation(connection: Connection, mailbox: str, *, variation: Address) -> bool:
+    """Note a variation of a mailbox; return whether that was known by its plain address or by another variation.
 
     Whoever types a hundred variations of one address would else fill that mailbox with each broadcast. The note says
-    which variation came first, so that a request that is repeated meets its own note and not that of another.
+    which variation came first, so that a request that is repeated meets its own note and not that of another. If the
+    registration fails afterwards, it stays, and costs the owner of the plain address a click.
     """
     try:
         connection.execute(insert(Variation).values(mailbox=mailbox, email_key=variation.key))
@@ -197,7 +200,8 @@ def _is_known(connection: Connection, mailbox: str, *, variation: Address) -> bo
         if connection.execute(first).scalar() != variation.key:
             return True
     plain = select(Registration.id).where(Registration.email_key == mailbox)
-    return connection.execute(plain).first() is not None
+    # Waits for one that is being inserted, and has looked for our note perhaps before it was there.
+    return connection.execute(plain.with_for_update(read=True)).first() is not None
 
 
 def _welcome_back(connection: Connection, address: Address, now: datetime) -> None:
@@ -277,10 +281,10 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
         return False
     registration_id, key = found
     erasures.note(session, key, tokens=tokens, now=now)
-    confirmations.drop(session, Registration.id == registration_id)
-    for table in (Installation, SoftBounce):
+    for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == registration_id))
     mailbox = addresses.mailbox(key)
+    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == registration_id).values(next_id=None))
     named = or_(Variation.mailbox == key, Variation.email_key == key)
     session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
     gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
@@ -298,10 +302,13 @@ def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tok
 
 
 def _activate(session: Session, *those: ColumnElement[bool]) -> None:
-    """Mail again to registrations whose owner has just shown that mail arrives."""
-    ids = session.execute(select(Registration.id).where(*those).with_for_update()).scalars().all()
+    """Mail again to registrations whose owner has just shown that mail arrives.
+
+    What is said meanwhile, such as an erasure, has the say: the last statement looks again.
+    """
+    ids = session.execute(select(Registration.id).where(*those)).scalars().all()
     session.execute(delete(SoftBounce).where(SoftBounce.registration_id.in_(ids)))
-    back = update(Registration).where(Registration.id.in_(ids))
+    back = update(Registration).where(Registration.id.in_(ids), *those)
     session.execute(back.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
 
 

@@ -23,7 +23,7 @@ _NAME = "registration"
 class Services:
     """What one application has; `mailer` and `sender_engine` are made when they are first asked for.
 
-    `wake` is to be called when there is something new to send.
+    `rate_limit` is the operator's own, in recipients a second; `wake` is to be called when there is something to send.
     """
 
     tokens: Tokens
@@ -32,6 +32,7 @@ class Services:
     limits: Limits
     domains: Domains
     migrations: ScriptDirectory
+    rate_limit: float
     wake: Callable[[], None]
     mailer: Callable[[], Mailer]
     sender_engine: Callable[[], Engine]

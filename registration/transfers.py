@@ -42,7 +42,6 @@ OFF = {
 }
 """The statuses that take an address off, with those that each may follow. Who bounced is active again by registering,
 so an opt-out or a complaint counts from there too."""
-SAID_NO = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
 
 IsErased = Callable[[Session, Sequence[str]], set[str]]
@@ -206,7 +205,7 @@ def suppress(session: Session, key: str, status: RegistrationStatus) -> bool:
     changed = take_off(session, [key], status)
     if status is RegistrationStatus.BOUNCED:
         return bool(changed)
-    said_no = Registration.email_key == key, Registration.status.in_(SAID_NO)
+    said_no = Registration.email_key == key, Registration.status.in_(confirmations.SAID_NO)
     dropped = confirmations.drop(session, *said_no)
     under_way = update(Registration).where(*said_no, Registration.confirmation_sent_at.is_not(None))
     return bool(rows_matched(session, under_way.values(confirmation_sent_at=None)) or dropped or changed)
@@ -283,7 +282,7 @@ def _known(session: Session, lines: Sequence[Line]) -> dict[str, int]:
 
 
 def _note_variations(session: Session, those: Sequence[Address]) -> None:
-    """Note which variation of a mailbox is here, so that another that registers itself is asked for confirmation."""
+    """Note which variation of a mailbox is here, so that another address of it is asked for confirmation."""
     mailboxes = [(addresses.mailbox(address.key), address.key) for address in reversed(those)]
     first = {mailbox: key for mailbox, key in mailboxes if mailbox != key}
     noted = session.execute(select(Variation.mailbox).where(Variation.mailbox.in_(first))).scalars() if first else ()

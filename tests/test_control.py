@@ -704,6 +704,11 @@ def test_a_dry_run_tells_who_would_get_it_and_sends_nothing(application: Flask, 
     assert [count(application, model) for model in (Broadcast, BroadcastRequest, Delivery)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("path", [BROADCASTS, "/api/registration/versions"])
+def test_a_body_that_was_left_in_a_get_means_nothing(client: FlaskClient, path: str) -> None:
+    assert client.get(path, headers=HEADERS, data=NOTICE).status_code == 200
+
+
 @pytest.mark.parametrize("name", ["test", "versions", "title", "dry_run"])
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_field_that_is_there_twice_sends_nothing(

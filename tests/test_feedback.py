@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from registration import feedback, ledger, registrations
+from registration import addresses, feedback, ledger, registrations, services
 from registration.db import db
 from registration.feedback import UnreadableEventError
 from registration.mailers import Recipient
@@ -30,6 +30,7 @@ from registration.models import (
     RegistrationStatus,
     SoftBounce,
 )
+from registration.registrations import InstallationReport
 from registration.tokens import ConfirmationLink
 
 from . import factories, ledgers, ses_events
@@ -402,20 +403,24 @@ def test_a_late_delivery_takes_nothing_back_where_five_soft_bounces_are_left() -
     assert status_of(lines[0].registration_id) is _S.BOUNCED
 
 
-def test_a_late_delivery_takes_back_no_hard_bounce_that_came_after_the_row_began() -> None:
+def test_a_late_delivery_takes_back_no_hard_bounce() -> None:
     lines = several_broadcasts(7)
-    for line in lines[:5]:
+    take(ses_events.bounce(lines[0].id))
+    for line in lines[1:6]:
         take(ses_events.soft_bounce(line.id))
 
-    take(ses_events.delivery(lines[5].id), ses_events.bounce(lines[6].id))
+    take(ses_events.delivery(lines[6].id))
 
     assert status_of(lines[0].registration_id) is _S.BOUNCED
 
 
-def test_a_hard_bounce_from_before_the_row_does_not_count_any_more() -> None:
-    """Who registers again after it is mailed to, which is how the row can begin."""
+def test_a_hard_bounce_from_before_somebody_came_back_does_not_count_any_more() -> None:
     lines = several_broadcasts(6)
-    take(ses_events.bounce(lines[0].id))
+    take(ses_events.bounce(lines[0].id, seconds=-3600))
+    email = db.session.execute(select(Registration.email)).scalar_one()
+    again = {"product_id": uuid.uuid4(), "now": NOW, "installation": InstallationReport()}
+    services.current().registrar.register(addresses.normalise(email), **again)
+    assert status_of(lines[0].registration_id) is _S.ACTIVE
     for line in lines[1:]:
         take(ses_events.soft_bounce(line.id))
     assert status_of(lines[0].registration_id) is _S.BOUNCED

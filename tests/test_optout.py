@@ -15,8 +15,9 @@ from babel.messages.pofile import read_po
 from flask import Flask
 from flask.testing import FlaskClient
 from markupsafe import escape
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import event, func, insert, select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from registration import ROOT, addresses, counting, ledger, registrations, services
 from registration.db import Base, db
@@ -173,6 +174,30 @@ def test_a_complaint_stays_one(client: FlaskClient) -> None:
     client.post(path())
     client.post(f"{path()}/undo")
     assert row().status is S.COMPLAINED
+
+
+@pytest.mark.parametrize("way", ["undo", "confirm"])
+@pytest.mark.parametrize("said", [S.ERASED, S.COMPLAINED])
+def test_what_is_said_while_somebody_comes_back_has_the_say(
+    client: FlaskClient, way: str, said: RegistrationStatus
+) -> None:
+    factories.register(status=S.OPTED_OUT)
+    product_id, sent_at = row().product_id, datetime.now(UTC)
+    db.session.execute(update(Registration).values(confirmation_sent_at=sent_at))
+    db.session.commit()
+    tokens = services.current().tokens
+    url = tokens.opt_out_url(product_id) + "/undo" if way == "undo" else tokens.confirmation_url(product_id, sent_at)
+
+    def say(*arguments: Any) -> None:
+        if arguments[2].startswith("DELETE FROM soft_bounce") and row().status is S.OPTED_OUT:
+            with Session(db.engine) as other, other.begin():
+                other.execute(update(Registration).values(status=said, confirmation_sent_at=None))
+
+    event.listen(db.engine, "before_cursor_execute", say)
+    client.post(url.removeprefix("http://127.0.0.1:5000"))
+    event.remove(db.engine, "before_cursor_execute", say)
+
+    assert row().status is said
 
 
 def test_an_erasure_stays_one(client: FlaskClient) -> None:

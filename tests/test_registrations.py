@@ -12,6 +12,7 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import event, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
 
 from registration import addresses, registrations, services, versions
 from registration.db import db
@@ -141,6 +142,26 @@ def test_of_simultaneous_variations_of_a_mailbox_one_is_active() -> None:
 
     statuses = db.session.execute(select(Registration.status)).scalars().all()
     assert sorted(statuses) == [RegistrationStatus.ACTIVE] + [RegistrationStatus.UNCONFIRMED] * 7
+
+
+def test_a_variation_waits_for_its_plain_address_that_is_being_inserted() -> None:
+    if db.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    statuses = select(Registration.status).where(Registration.email == "ann+1@example.org")
+    arguments = {"product_id": uuid.uuid4(), "now": NOW}
+    variation = threading.Thread(
+        target=registrar().register, args=(addresses.normalise("ann+1@example.org"),), kwargs=arguments
+    )
+    with Session(db.engine) as in_flight:
+        in_flight.execute(insert(Registration), [factories.row("ann@example.org")])
+        variation.start()
+        variation.join(0.3)
+        assert db.session.execute(statuses).first() is None
+        in_flight.commit()
+    variation.join()
+    db.session.rollback()
+
+    assert db.session.execute(statuses).scalar_one() is RegistrationStatus.UNCONFIRMED
 
 
 def test_of_rows_inserted_together_one_that_is_refused_costs_the_others_nothing() -> None:

@@ -55,7 +55,7 @@ def start() -> ResponseReturnValue:
     whom = _audience(fields)
     key = _idempotency_key()
     if dry_run:
-        forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=current_app.config["RATE_LIMIT"])
+        forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
         return figures.of_forecast(forecast, whom.versions.text if whom.versions else None)
     if "test" in fields:
         if not fields.text("test").strip():
@@ -143,7 +143,7 @@ def _idempotency_key() -> str | None:
 
 
 def _send_test(message: Message, address: str) -> ResponseReturnValue:
-    wait = trials.reserve(db.session(), rate_limit=current_app.config["RATE_LIMIT"], now=_now().timestamp())
+    wait = trials.reserve(db.session(), rate_limit=services.current().rate_limit, now=_now().timestamp())
     db.session.commit()
     time.sleep(wait)
     trials.send(services.current().mailer(), message, address)
@@ -197,7 +197,7 @@ def _wait_for_end(broadcast_id: int) -> None:
 
 
 def _figures(broadcast_id: int) -> dict[str, Any]:
-    now, rate_limit = _now(), current_app.config["RATE_LIMIT"]
+    now, rate_limit = _now(), services.current().rate_limit
     return figures.of(broadcasts.progress(db.session(), broadcast_id, now, rate_limit=rate_limit), now)
 
 

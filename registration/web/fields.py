@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,13 +24,16 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Fields:
     """The named text values of one request; of several with one name the first counts, those of the body first.
 
+    Only a POST has a body: that of a GET means nothing (RFC 9110 section 9.3.1).
+
     What cannot be read raises `unreadable`, the route's own word for bad input; a body of an unknown type raises
     UnsupportedInputException.
     """
 
     def __init__(self, request: Request, *, unreadable: type[RegistrationError]) -> None:
         self.unreadable = unreadable
-        pairs = [*self._read_body(request), *_pairs(request.query_string)]
+        body = self._read_body(request) if request.method == "POST" else []
+        pairs = [*body, *_pairs(request.query_string)]
         self._names = [name for name, _ in pairs]
         self._values: dict[str, Any] = dict(reversed(pairs))
 
@@ -45,7 +48,7 @@ class Fields:
         for name, times in Counter(self._names).items():
             if name not in names:
                 known = ", ".join(f"`{each}`" for each in names)
-                raise self.unreadable(f"There is no field {name[:40]!a}. There are {known}.")
+                raise self.unreadable(f"There is no field {name[:40]!a}, only {known}.")
             if times > 1:
                 raise self.unreadable(f"The field `{name}` is there {times} times. Leave one.")
 
@@ -95,12 +98,12 @@ class Fields:
         if not request.is_json:
             raise UnsupportedInputException
         try:
-            value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+            value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_Object)
         except (ValueError, RecursionError) as error:
-            raise self.unreadable("The body is not valid JSON in UTF-8, or an object has a member twice.") from error
-        if not isinstance(value, dict):
+            raise self.unreadable("The body is not valid JSON in UTF-8.") from error
+        if not isinstance(value, _Object):
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
-        return value.items()
+        return value.members
 
     def _read_multipart(self, request: Request, data: bytes) -> Collection[tuple[str, Any]]:
         """Decode the parts of a body. Werkzeug by itself would take one that it cannot read as empty."""
@@ -143,11 +146,11 @@ def _pairs(encoded: bytes) -> list[tuple[str, str]]:
     return parse_qsl(encoded.decode(errors="replace"), keep_blank_values=True, errors="replace") if encoded else []
 
 
-def _object(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object. Raises ValueError for two members with one name, which I-JSON forbids (RFC 7493 2.3)."""
-    if len(found := dict(members)) < len(members):
-        raise ValueError
-    return found
+class _Object:
+    """A JSON object with all its members, also those with the same name."""
+
+    def __init__(self, members: Collection[tuple[str, Any]]) -> None:
+        self.members = members
 
 
 def _is_unicode(text: str) -> bool:

@@ -30,7 +30,6 @@ CONTENT_SECURITY_POLICY = (
 )
 """What a page needs; all other headers are as in every answer."""
 _TOKEN = f"<string(maxlength={LONGEST_TOKEN}):token>"
-_OUT = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _standing(token: str, product_id: uuid.UUID) -> Page:
     if status is RegistrationStatus.ERASED:
         return _erased()
     erase_me = Button(gettext("Delete my address too"), url_for(".ask_to_erase", token=token), "get")
-    if status in _OUT:
+    if status in confirmations.SAID_NO:
         undo_it = Button(gettext("Undo: send me notices again"), url_for(".undo", token=token))
         buttons = (undo_it, erase_me) if status is RegistrationStatus.OPTED_OUT else (erase_me,)
         return Page(
