@@ -144,10 +144,12 @@ def show(broadcast_id: int, *, follow: bool, as_json: bool) -> None:
     db.session.rollback()
     if as_json:
         click.echo(json.dumps(figures.of(progress, _now()) | {"feedback": told}))
-    else:
-        click.echo("\n".join(filter(None, [terminal.details(progress, _now()), terminal.feedback(told)])))
-    if follow and not as_json:
-        _follow(broadcast_id) if progress.finished_at is None else _tell_by_status(progress)
+        return
+    click.echo("\n".join(filter(None, [terminal.details(progress, _now()), terminal.feedback(told)])))
+    if follow and progress.finished_at is None:
+        _follow(broadcast_id)
+    elif follow:
+        _exit_by_status(progress)
 
 
 @broadcast.command()
@@ -219,10 +221,10 @@ def _follow(broadcast_id: int) -> None:
         screen.say(f"Stop it: {_COMMAND} cancel {broadcast_id}")
         raise click.exceptions.Exit(INTERRUPTED) from interrupt
     screen.say(terminal.details(progress, _now()))
-    _tell_by_status(progress)
+    _exit_by_status(progress)
 
 
-def _tell_by_status(progress: Progress) -> None:
+def _exit_by_status(progress: Progress) -> None:
     """End the command with an exit status of 1 if a broadcast did not reach its end."""
     if progress.status != "sent":
         raise click.exceptions.Exit(1)

@@ -35,10 +35,10 @@ def of_addresses(connection: Connection, address_keys: Iterable[str], *, tokens:
     return {key for fingerprint in noted for key in by_hash[fingerprint]}
 
 
-def of_mailboxes(address_keys: Iterable[str], *, tokens: Tokens) -> Mapping[str, list[str]]:
-    """Return the hashes of which one is noted if a mailbox was erased under any variation, with the addresses of each.
+def mailbox_hashes(address_keys: Iterable[str], *, tokens: Tokens) -> Mapping[str, list[str]]:
+    """Return the hashes of the mailboxes of some addresses, with the addresses that each stands for.
 
-    Earlier versions noted the exact address alone.
+    One of them is noted if the mailbox was erased under any variation; earlier versions noted the exact address alone.
     """
     return _by_hash({key: {key, addresses.mailbox(key), _mailbox(key)} for key in address_keys}, tokens)
 

@@ -156,7 +156,7 @@ class Registrar:
 
     def _waiting_for_owner(self, connection: Connection, address_keys: Collection[str]) -> set[str]:
         """Return those whose mailbox was erased, or is known by a variation: anybody may have typed them."""
-        by_hash = erasures.of_mailboxes(address_keys, tokens=self._tokens)
+        by_hash = erasures.mailbox_hashes(address_keys, tokens=self._tokens)
         noted = connection.execute(_KNOWN_MAILBOXES, {"hashes": list(by_hash), "mailboxes": list(address_keys)})
         return {key for name in noted.scalars() for key in by_hash.get(name, [name])}
 

@@ -705,6 +705,14 @@ def test_a_dry_run_tells_who_would_get_it_and_sends_nothing(application: Flask, 
 
 
 @pytest.mark.parametrize("path", [BROADCASTS, "/api/registration/versions"])
+def test_a_misspelt_parameter_is_answered_400(client: FlaskClient, path: str) -> None:
+    response = client.get(path, headers=HEADERS, query_string={"limt": "5"})
+
+    assert_problem(response, 400, "InvalidQueryException")
+    assert "'limt', only `limit`" in response.json["detail"]
+
+
+@pytest.mark.parametrize("path", [BROADCASTS, "/api/registration/versions"])
 def test_a_body_that_was_left_in_a_get_means_nothing(client: FlaskClient, path: str) -> None:
     assert client.get(path, headers=HEADERS, data=NOTICE).status_code == 200
 

@@ -240,7 +240,7 @@ def test_an_erasure_is_known_to_whoever_shares_a_key(of_eraser: str, of_registra
 
     key = "ann@example.org"
     noted = set(db.session.execute(select(Erasure.key_hash)).scalars())
-    assert noted & erasures.of_mailboxes([key], tokens=registrar).keys()
+    assert noted & erasures.mailbox_hashes([key], tokens=registrar).keys()
     assert registrations.erased_among(db.session(), [key], tokens=registrar) == {key}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask
@@ -11,30 +12,22 @@ import registration
 from registration import services
 
 
-@pytest.fixture
-def made(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What has been made of the costly things, in order."""
-    made: list[str] = []
-    for name in ("_create_mailer", "_create_sender_engine"):
-        create = getattr(registration, name)
-        monkeypatch.setattr(
-            registration,
-            name,
-            lambda application, create=create, name=name: (made.append(name), create(application))[1],
-        )
-    return made
-
-
+@pytest.mark.parametrize(("name", "maker"), [("mailer", "_create_mailer"), ("sender_engine", "_create_sender_engine")])
 def test_what_is_costly_is_made_once_and_not_before_it_is_asked_for(
-    made: list[str], make_application: Callable[[str], Flask], sqlite_url: str
+    sqlite_url: str,
+    make_application: Callable[[str], Flask],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    maker: str,
 ) -> None:
-    mine = services.of(make_application(sqlite_url))
-    assert made == []
+    made = Mock(wraps=getattr(registration, maker))
+    monkeypatch.setattr(registration, maker, made)
+    get = getattr(services.of(make_application(sqlite_url)), name)
+    assert made.call_count == 0
 
-    assert mine.mailer() is mine.mailer()
-    assert made == ["_create_mailer"]
-    assert mine.sender_engine() is mine.sender_engine()
-    assert made == ["_create_mailer", "_create_sender_engine"]
+    assert get() is get()
+
+    assert made.call_count == 1
 
 
 def test_two_applications_share_nothing(make_application: Callable[[str], Flask], sqlite_url: str) -> None:

@@ -17,17 +17,15 @@ from ..errors import RegistrationError, UnsupportedInputException
 
 LARGEST_ID = 2**63 - 1
 
-_FLAGS = {"true": True, "false": False, True: True, False: False}
+_FLAGS = {"true": True, "false": False}
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Fields:
     """The named text values of one request; of several with one name the first counts, those of the body first.
 
-    Only a POST has a body: that of a GET means nothing (RFC 9110 section 9.3.1).
-
-    What cannot be read raises `unreadable`, the route's own word for bad input; a body of an unknown type raises
-    UnsupportedInputException.
+    Only a POST has a body: that of a GET means nothing (RFC 9110 section 9.3.1). What cannot be read raises
+    `unreadable`, the route's own word for bad input; a body of an unknown type raises UnsupportedInputException.
     """
 
     def __init__(self, request: Request, *, unreadable: type[RegistrationError]) -> None:
@@ -72,8 +70,10 @@ class Fields:
     def flag(self, name: str) -> bool:
         """Return a value that is true or false; false when it is missing."""
         value = self._values.get(name, False)
-        word = value.strip().lower() if isinstance(value, str) else value
-        if not isinstance(word, str | bool) or word not in _FLAGS:
+        if isinstance(value, bool):
+            return value
+        word = value.strip().lower() if isinstance(value, str) else ""
+        if word not in _FLAGS:
             raise self.unreadable(f"The field `{name}` must be true or false.")
         return _FLAGS[word]
 
