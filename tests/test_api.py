@@ -242,6 +242,14 @@ def test_an_unusable_value_is_ignored_and_logged_and_never_costs_a_registration(
     assert f"a field was ignored: too long or not printable  field={name}" in (tmp_path / "log").read_text()
 
 
+def test_a_number_of_any_length_costs_no_registration(application: Flask, client: FlaskClient) -> None:
+    body = f'{{"email": "ann@example.org", "version": {"7" * 5000}, "other": -{"1" * 5000}}}'
+
+    assert client.post(REGISTRATION, data=body, content_type="application/json").status_code == 201
+    (seen,) = rows(application, Installation)
+    assert seen.version == ""
+
+
 def test_the_longest_version_is_kept_whole(application: Flask, client: FlaskClient) -> None:
     longest = "\N{POLICE CARS REVOLVING LIGHT}" * 64
     client.post(REGISTRATION, data={"email": "ann@example.org", "version": longest, "distribution": longest})

@@ -98,7 +98,8 @@ class Fields:
         if not request.is_json:
             raise UnsupportedInputException
         try:
-            value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_Object)
+            # No field is a number, and Python refuses to read an integer of more than 4,300 digits.
+            value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_Object, parse_int=float)
         except (ValueError, RecursionError) as error:
             raise self.unreadable("The body is not valid JSON in UTF-8.") from error
         if not isinstance(value, _Object):
