@@ -255,23 +255,20 @@ def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetim
 
 
 def pause(session: Session, broadcast_id: int) -> None:
-    """Let a broadcast rest until somebody resumes it.
+    """Let a broadcast rest until somebody resumes it. Raises UnknownBroadcastException.
 
     One that has ended stays ended, and one that rests already keeps its reason, which may be the circuit breaker's.
     """
-    status_of(session, broadcast_id)
     _move(session, broadcast_id, _S.PAUSED, _goes_on(), reason=PAUSED_BY_HAND, resume_at=None)
 
 
 def resume(session: Session, broadcast_id: int) -> None:
-    """Let a paused broadcast go on."""
-    status_of(session, broadcast_id)
+    """Let a paused broadcast go on. Raises UnknownBroadcastException."""
     _move(session, broadcast_id, _S.SENDING, Broadcast.status == _S.PAUSED, reason=None, resume_at=None)
 
 
 def cancel(session: Session, broadcast_id: int) -> None:
-    """End a broadcast; the sender marks what is left of it as cancelled."""
-    status_of(session, broadcast_id)
+    """End a broadcast; the sender marks what is left of it as cancelled. Raises UnknownBroadcastException."""
     _move(session, broadcast_id, _S.CANCELLED, reason=None, resume_at=None)
 
 
@@ -441,7 +438,12 @@ def _lock_row(session: Session, broadcast_id: int) -> BroadcastStatus:
 def _move(
     session: Session, broadcast_id: int, status: BroadcastStatus, *conditions: ColumnElement[bool], **values: Any
 ) -> int:
-    """Change the status of a broadcast if it may come to it; return whether it did."""
+    """Change the status of a broadcast if it may come to it; return whether it did. Raises UnknownBroadcastException.
+
+    It is locked by its id first. A condition about the status lets a database come to the row by the index of
+    statuses, and of two that come from both sides one would have to give way.
+    """
+    _lock_row(session, broadcast_id)
     movable = [Broadcast.id == broadcast_id, Broadcast.status.in_(sorted(MOVES[status]))]
     return rows_matched(session, update(Broadcast).where(*movable, *conditions).values(status=status, **values))
 

@@ -510,6 +510,26 @@ def test_the_end_of_a_broadcast_waits_for_a_retry_that_is_under_way(application:
     assert progress(broadcast_id).status is BroadcastStatus.SENDING
 
 
+def test_two_steps_for_a_broadcast_at_the_same_time_wait_for_each_other_in_one_order(application: Flask) -> None:
+    """MariaDB comes to the row of who resumes by the index of statuses, and of a cancellation by the row's own id."""
+    broadcast_id = filled(2)
+    commit(broadcasts.pause, broadcast_id)
+
+    def resume() -> None:
+        with application.app_context():
+            commit(broadcasts.resume, broadcast_id)
+
+    with ThreadPoolExecutor(1) as pool:
+        with sessionmaker(db.engine).begin() as session:
+            broadcasts.retry(session, broadcast_id, LATER)
+            resuming = pool.submit(resume)
+            wait([resuming], 0.3)
+            broadcasts.cancel(session, broadcast_id)
+        resuming.result()
+
+    assert progress(broadcast_id).status is BroadcastStatus.CANCELLED
+
+
 def test_a_retry_takes_back_a_cancellation_that_senders_are_still_carrying_out(
     application: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
