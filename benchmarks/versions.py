@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from registration import broadcasts, ledger, messages, registrations
+from registration import broadcasts, ledger, messages, reports
 from registration.audiences import EVERYBODY, Audience
 from registration.db import engine_options
 from registration.versions import parse_range, sort_key
@@ -127,7 +127,7 @@ def _statements(engine: Engine) -> None:
             "count a wide range": lambda: broadcasts.start(session, _message("b"), now, whom=RANGED),
             "dry run, everybody": lambda: broadcasts.forecast(session, now),
             "dry run, a wide range": lambda: broadcasts.forecast(session, now, whom=RANGED),
-            "GET /api/registration/versions": lambda: registrations.versions_in_use(session.connection(), 101),
+            "GET /api/registration/versions": lambda: reports.in_use(session.connection(), 101),
             "figures of a broadcast": lambda: broadcasts.progress(session, broadcast_id, now),
         }
         rows = []

@@ -51,6 +51,12 @@ def remember(session: Session, *, up_to: int) -> bool:
     return bool(number == _IDS_AT_ONCE)
 
 
+def count_by_status(session: Session) -> dict[str, int]:
+    """Return how many registrations have each status; reads them all."""
+    found = dict(session.execute(select(Registration.status, func.count()).group_by(Registration.status)).all())
+    return {status.value: found.get(status, 0) for status in RegistrationStatus}
+
+
 def highest_id(session: Session) -> int:
     """Return the highest id of a registration; 0 if there is none."""
     return session.execute(select(func.max(Registration.id))).scalar() or 0

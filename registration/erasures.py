@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from . import addresses
-from .models import Erasure
+from .models import Erasure, Registration
 from .tokens import Tokens
 
 NOTED = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
@@ -28,11 +28,13 @@ def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -
             session.merge(Erasure(key_hash=fingerprint, erased_at=now))
 
 
-def of_addresses(connection: Connection, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
-    """Return which of some hundreds of addresses, given by their keys, were erased themselves."""
+def in_force(session: Session, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
+    """Return which of some hundreds of address keys were erased and did not register again themselves since."""
     by_hash = _by_hash({key: {key} for key in address_keys}, tokens)
-    noted = connection.execute(NOTED, {"hashes": list(by_hash)}).scalars()
-    return {key for fingerprint in noted for key in by_hash[fingerprint]}
+    noted = session.execute(NOTED, {"hashes": list(by_hash)}).scalars()
+    erased = {key for fingerprint in noted for key in by_hash[fingerprint]}
+    back = select(Registration.email_key).where(Registration.email_key.in_(erased))
+    return erased.difference(session.execute(back).scalars()) if erased else erased
 
 
 def mailbox_hashes(address_keys: Iterable[str], *, tokens: Tokens) -> Mapping[str, list[str]]:

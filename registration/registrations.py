@@ -1,15 +1,13 @@
-"""Registrations and the installations they report: register, opt out, confirm, erase."""
+"""Registrations: what comes in becomes a row, at once and once. What becomes of it later is in `consent`."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Engine,
     bindparam,
@@ -17,7 +15,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    or_,
     select,
     union_all,
     update,
@@ -25,26 +22,21 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from . import addresses, confirmations, counting, erasures, versions
+from . import addresses, confirmations, erasures, reports
 from .addresses import Address
 from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
 from .group_commit import GroupCommit
 from .models import (
-    ConfirmationMail,
-    ConfirmationRequest,
-    Installation,
     Registration,
     RegistrationStatus,
     SoftBounce,
     Variation,
 )
-from .tokens import ConfirmationLink, Tokens
+from .reports import InstallationReport
+from .tokens import Tokens
 
 Row = dict[str, Any]
-Who = uuid.UUID | Address
-"""A registration, by its product id or its address."""
-
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
@@ -52,24 +44,6 @@ _KNOWN_MAILBOXES = union_all(
     erasures.NOTED, select(Variation.mailbox).where(Variation.mailbox.in_(bindparam("mailboxes", expanding=True)))
 )
 """One statement, made once: each costs a registration more than what it looks for. No hash looks like an address."""
-
-
-@dataclass(frozen=True)
-class InstallationReport:
-    """What an installation says of itself; an empty text where it says nothing usable."""
-
-    version: str = ""
-    distribution: str = ""
-
-
-@dataclass(frozen=True)
-class VersionCount:
-    """How many registrations reported a version and distribution; `is_known` says whether ranges can tell it."""
-
-    version: str
-    distribution: str
-    registrations: int
-    is_known: bool
 
 
 class Registrar:
@@ -115,7 +89,7 @@ class Registrar:
         if status is not RegistrationStatus.ACTIVE:
             repeatable(self._engine, lambda connection: _welcome_back(connection, address, now))
         if installation is not None:
-            repeatable(self._engine, lambda connection: _remember(connection, address, installation, now))
+            repeatable(self._engine, lambda connection: reports.remember(connection, address, installation, now))
         return known_id
 
     def _first_status_of(self, address: Address) -> RegistrationStatus:
@@ -214,129 +188,6 @@ def _welcome_back(connection: Connection, address: Address, now: datetime) -> No
         before = case((was_confirmed, RegistrationStatus.ACTIVE), else_=RegistrationStatus.UNCONFIRMED)
         connection.execute(update(Registration).where(*here).values(status=before))
     confirmations.request(connection, address.key, now)
-
-
-def _remember(connection: Connection, address: Address, report: InstallationReport, now: datetime) -> None:
-    registration_id = select(Registration.id).where(Registration.email_key == address.key).scalar_subquery()
-    identity = {
-        "registration_id": registration_id,
-        "version": report.version,
-        "distribution": report.distribution,
-    }
-    first_seen = insert(Installation).values(
-        **identity, version_key=versions.sort_key(report.version), first_seen_at=now, last_seen_at=now
-    )
-    try:
-        connection.execute(first_seen)
-    except IntegrityError:
-        connection.execute(update(Installation).filter_by(**identity).values(last_seen_at=now))
-        return
-    theirs = select(Installation.id).where(Installation.registration_id == registration_id)
-    newest_first = theirs.order_by(Installation.last_seen_at.desc(), Installation.id.desc())
-    too_many = connection.execute(newest_first.offset(versions.MOST_INSTALLATIONS).limit(_IDS_AT_ONCE)).scalars().all()
-    if too_many:
-        connection.execute(delete(Installation).where(Installation.id.in_(too_many)))
-
-
-def status_of(session: Session, who: Who) -> RegistrationStatus | None:
-    """Return the status of a registration, or None when there is none."""
-    return session.execute(select(Registration.status).where(_is(who))).scalar()
-
-
-def opt_out(session: Session, who: Who) -> None:
-    """Mail nothing to a registration any more; a complaint and an erasure stay what they are.
-
-    What confirmation mail it got before confirms nothing from now on, and one that is due is not sent.
-    """
-    confirmations.drop(session, _is(who))
-    session.execute(update(Registration).where(_is(who)).values(confirmation_sent_at=None))
-    staying = (RegistrationStatus.COMPLAINED, RegistrationStatus.ERASED)
-    leave = update(Registration).where(_is(who), Registration.status.not_in(staying))
-    session.execute(leave.values(status=RegistrationStatus.OPTED_OUT))
-
-
-def undo_opt_out(session: Session, who: Who) -> None:
-    """Mail again to a registration that opted out; a confirmation that it was asked for is not needed any more."""
-    _activate(session, _is(who), Registration.status == RegistrationStatus.OPTED_OUT)
-
-
-def is_confirmable(session: Session, link: ConfirmationLink) -> bool:
-    """Return whether a link would confirm a registration."""
-    return session.execute(select(Registration.id).where(_confirmable_by(link))).first() is not None
-
-
-def confirm(session: Session, link: ConfirmationLink) -> None:
-    """Mail to a registration from now on, because its owner said so; a link does it once."""
-    _activate(session, _confirmable_by(link))
-
-
-def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
-    """Delete an address and what is known of it, but for keyed hashes; return whether it was there.
-
-    The row stays, because the ledger names it, and the count goes down by one wherever its id is.
-    """
-    counting.lock(session)
-    there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
-    if (found := session.execute(there.with_for_update()).one_or_none()) is None:
-        return False
-    registration_id, key = found
-    erasures.note(session, key, tokens=tokens, now=now)
-    for table in (Installation, SoftBounce, ConfirmationRequest):
-        session.execute(delete(table).where(table.registration_id == registration_id))
-    mailbox = addresses.mailbox(key)
-    session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == registration_id).values(next_id=None))
-    named = or_(Variation.mailbox == key, Variation.email_key == key)
-    session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
-    gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
-    gone |= {"confirmation_sent_at": None}
-    session.execute(update(Registration).where(Registration.id == registration_id).values(**gone))
-    counting.take_away(session)
-    return True
-
-
-def erased_among(session: Session, address_keys: Collection[str], *, tokens: Tokens) -> set[str]:
-    """Return which of some hundreds of address keys were erased and did not register again themselves since."""
-    erased = erasures.of_addresses(session.connection(), address_keys, tokens=tokens)
-    back = select(Registration.email_key).where(Registration.email_key.in_(erased))
-    return erased.difference(session.execute(back).scalars()) if erased else erased
-
-
-def _activate(session: Session, *those: ColumnElement[bool]) -> None:
-    """Mail again to registrations whose owner has just shown that mail arrives.
-
-    What is said meanwhile, such as an erasure, has the say: the last statement looks again.
-    """
-    ids = session.execute(select(Registration.id).where(*those)).scalars().all()
-    session.execute(delete(SoftBounce).where(SoftBounce.registration_id.in_(ids)))
-    back = update(Registration).where(Registration.id.in_(ids), *those)
-    session.execute(back.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
-
-
-def _is(who: Who) -> ColumnElement[bool]:
-    return Registration.product_id == who if isinstance(who, uuid.UUID) else Registration.email_key == who.key
-
-
-def _confirmable_by(link: ConfirmationLink) -> ColumnElement[bool]:
-    """Match a registration that waits for this link, the one of the newest mail: whatever came later has the say."""
-    sent_at = Registration.confirmation_sent_at
-    is_newest = (sent_at >= link.sent_at) & (sent_at < link.sent_at + timedelta(seconds=1))
-    return (Registration.product_id == link.product_id) & Registration.status.in_(confirmations.CONFIRMABLE) & is_newest
-
-
-def versions_in_use(connection: Connection, limit: int) -> list[VersionCount]:
-    """Return the versions and distributions that most registrations reported, most first.
-
-    A registration counts once for each that it reported, the newest hundred of them. Looks at all installations,
-    because nobody asks often and an index for it would slow down every report.
-    """
-    registrations = func.count().label("registrations")
-    rows = connection.execute(
-        select(Installation.version, Installation.distribution, registrations, func.max(Installation.version_key))
-        .group_by(Installation.version, Installation.distribution)
-        .order_by(registrations.desc(), Installation.version, Installation.distribution)
-        .limit(limit)
-    )
-    return [VersionCount(version, distribution, number, key is not None) for version, distribution, number, key in rows]
 
 
 def ip_address_windows(session: Session) -> range:

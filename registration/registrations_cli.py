@@ -19,7 +19,7 @@ from typing import IO, Any
 import click
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import addresses, counting, registrations, services, spreadsheets, transfers
+from . import addresses, consent, counting, dossiers, erasures, services, spreadsheets, transfers
 from .addresses import Address
 from .cli import Group
 from .db import commit_step, db
@@ -107,7 +107,7 @@ def export(file: IO[str], form: str) -> None:
 @_email
 def show(email: str) -> None:
     """Show all that is known of an address, as JSON: what a person has the right to be told."""
-    known = transfers.dossier(db.session(), _address(email).key)
+    known = dossiers.of_address(db.session(), _address(email).key)
     if known is None:
         raise click.ClickException(_UNKNOWN)
     click.echo(json.dumps(known, indent=2))
@@ -123,7 +123,7 @@ def forget(email: str, *, yes: bool) -> None:
     address = _address(email)
     if not yes:
         click.confirm("This cannot be undone. Erase the address?", abort=True)
-    erase = partial(registrations.erase, who=address, tokens=services.current().tokens, now=datetime.now(UTC))
+    erase = partial(consent.erase, who=address, tokens=services.current().tokens, now=datetime.now(UTC))
     if not commit_step(erase):
         raise click.ClickException(_UNKNOWN)
     click.echo("The address is erased.")
@@ -132,7 +132,7 @@ def forget(email: str, *, yes: bool) -> None:
 @registrations_group.command()
 @click.option(
     "--reason",
-    type=click.Choice(sorted(status.value for status in transfers.OFF)),
+    type=click.Choice(sorted(status.value for status in consent.OFF)),
     default=RegistrationStatus.OPTED_OUT.value,
     show_default=True,
     help="Why.",
@@ -140,7 +140,7 @@ def forget(email: str, *, yes: bool) -> None:
 @_email
 def suppress(email: str, reason: str) -> None:
     """Mail an address no more."""
-    if not commit_step(partial(transfers.suppress, key=_address(email).key, status=RegistrationStatus(reason))):
+    if not commit_step(partial(consent.suppress, key=_address(email).key, status=RegistrationStatus(reason))):
         raise click.ClickException("This address is not registered, or is not mailed to anyway for as good a reason.")
     click.echo("The address gets no more mail.")
 
@@ -149,7 +149,7 @@ def suppress(email: str, reason: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def count(*, as_json: bool) -> None:
     """Count the registrations, by status."""
-    found = transfers.count_by_status(db.session())
+    found = counting.count_by_status(db.session())
     total = counting.count(db.session.connection())
     if as_json:
         click.echo(json.dumps({"count": total, "statuses": found}))
@@ -228,7 +228,7 @@ def _take_in(chunk: list[tuple[int, dict[str, str] | str]], *, dry_run: bool) ->
             lines.append(transfers.parse(number, cells, now=now, check=check))
         except RefusedLineError as error:
             unreadable.refuse(number, str(error))
-    is_erased = partial(registrations.erased_among, tokens=services.current().tokens)
+    is_erased = partial(erasures.in_force, tokens=services.current().tokens)
     for left in reversed(range(TRIES)):
         try:
             tally = transfers.take_in(db.session(), lines, is_erased=is_erased)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Executable, and_, bindparam, case, func, insert, select, update
+from sqlalchemy import and_, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, confirmations, counting, feedback, versions
+from . import addresses, consent, counting, versions
 from .addresses import Address
-from .db import rows_matched
 from .errors import InvalidEmailException
 from .models import (
-    Broadcast,
-    ConfirmationRequest,
-    Delivery,
     Installation,
     Registration,
     RegistrationStatus,
-    SoftBounce,
     Variation,
 )
 
@@ -31,17 +26,6 @@ COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "stat
 """What a line may have; of these only `email` it must have. An IP address is neither taken nor given."""
 LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
-OFF = {
-    RegistrationStatus.BOUNCED: (RegistrationStatus.ACTIVE,),
-    RegistrationStatus.COMPLAINED: feedback.MAY_BECOME[RegistrationStatus.COMPLAINED],
-    RegistrationStatus.OPTED_OUT: (
-        RegistrationStatus.ACTIVE,
-        RegistrationStatus.UNCONFIRMED,
-        RegistrationStatus.BOUNCED,
-    ),
-}
-"""The statuses that take an address off, with those that each may follow. Who bounced is active again by registering,
-so an opt-out or a complaint counts from there too."""
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
 
 IsErased = Callable[[Session, Sequence[str]], set[str]]
@@ -185,71 +169,6 @@ def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
     return [tuple(_plain(value) or "" for value in row) for row in rows]
 
 
-def take_off(session: Session, keys: Collection[str], status: RegistrationStatus) -> int:
-    """Mail some addresses no more, for the reason that a status names, unless a weightier one stands; return how many.
-
-    Weightier is what asks for more before the address is mailed to again. A confirmation mail from before confirms
-    nothing any more, and one that is due is not sent.
-    """
-    those = Registration.email_key.in_(keys), Registration.status.in_(OFF[status])
-    confirmations.drop(session, *those)
-    return rows_matched(session, update(Registration).where(*those).values(status=status, confirmation_sent_at=None))
-
-
-def suppress(session: Session, key: str, status: RegistrationStatus) -> bool:
-    """Take one address off; return whether that changed anything.
-
-    Unlike an old table, somebody who says so now has the last word: a confirmation that is under way to who is off
-    already confirms nothing any more.
-    """
-    changed = take_off(session, [key], status)
-    if status is RegistrationStatus.BOUNCED:
-        return bool(changed)
-    said_no = Registration.email_key == key, Registration.status.in_(confirmations.SAID_NO)
-    dropped = confirmations.drop(session, *said_no)
-    under_way = update(Registration).where(*said_no, Registration.confirmation_sent_at.is_not(None))
-    return bool(rows_matched(session, under_way.values(confirmation_sent_at=None)) or dropped or changed)
-
-
-def count_by_status(session: Session) -> dict[str, int]:
-    """Return how many registrations have each status; reads them all."""
-    found = dict(session.execute(select(Registration.status, func.count()).group_by(Registration.status)).all())
-    return {status.value: found.get(status, 0) for status in RegistrationStatus}
-
-
-def dossier(session: Session, key: str) -> dict[str, Any] | None:
-    """Return all that is known of an address, ready for JSON; None if it is not registered."""
-    known = session.execute(select(Registration).where(Registration.email_key == key)).scalar_one_or_none()
-    if known is None:
-        return None
-    installations = select(
-        Installation.version, Installation.distribution, Installation.first_seen_at, Installation.last_seen_at
-    ).where(Installation.registration_id == known.id)
-    mails = (
-        select(
-            Broadcast.title,
-            Delivery.status,
-            Delivery.reason,
-            Delivery.settled_at,
-            Delivery.feedback,
-            Delivery.feedback_at,
-        )
-        .join(Broadcast, Broadcast.id == Delivery.broadcast_id)
-        .where(Delivery.registration_id == known.id)
-        .order_by(Delivery.id)
-    )
-    names = ("email", "product_id", "status", "ip_address", "created_at", "confirmation_sent_at")
-    due = select(ConfirmationRequest.due_at).where(ConfirmationRequest.registration_id == known.id)
-    soft_bounces = select(func.count()).where(SoftBounce.registration_id == known.id)
-    return {
-        **{name: _plain(getattr(known, name)) for name in names},
-        "confirmation_due_at": _plain(session.execute(due).scalar()),
-        "soft_bounces": session.execute(soft_bounces).scalar_one(),
-        "installations": _plain_rows(session, installations.order_by(Installation.id)),
-        "mails": _plain_rows(session, mails),
-    }
-
-
 def _time(texts: Mapping[str, str], name: str, now: datetime) -> datetime | None:
     if not texts[name]:
         return None
@@ -295,14 +214,10 @@ def _take_off(session: Session, lines: Sequence[Line]) -> None:
     """Give registrations the status that a line has for them, if it takes them off."""
     by_status: dict[RegistrationStatus, list[str]] = {}
     for line in lines:
-        if line.status in OFF:
+        if line.status in consent.OFF:
             by_status.setdefault(line.status, []).append(line.address.key)
     for status, keys in by_status.items():
-        take_off(session, keys, status)
-
-
-def _plain_rows(session: Session, query: Executable) -> list[dict[str, Any]]:
-    return [{name: _plain(value) for name, value in row.items()} for row in session.execute(query).mappings()]
+        consent.take_off(session, keys, status)
 
 
 def _plain(value: Any) -> str | None:

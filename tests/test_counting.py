@@ -13,7 +13,7 @@ from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, counting, registrations, services
+from registration import addresses, consent, counting, services
 from registration.db import db
 from registration.models import Registration, RegistrationCount
 
@@ -81,7 +81,7 @@ def test_an_erasure_beside_it_is_not_written_over() -> None:
 def erase(email: str, application: Flask) -> None:
     with application.app_context():
         who, tokens = addresses.normalise(email), services.of(application).tokens
-        registrations.erase(db.session(), who, tokens=tokens, now=NOW)
+        consent.erase(db.session(), who, tokens=tokens, now=NOW)
         db.session.commit()
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, counting, erasures, registrations, services
+from registration import addresses, consent, counting, erasures, services
 from registration.db import AUTOCOMMIT, ROWS, db
 from registration.models import Erasure, Registration
 from registration.models import RegistrationStatus as S
@@ -39,7 +39,7 @@ def register(email: str) -> uuid.UUID:
 
 def erase(email: str) -> bool:
     tokens = services.current().tokens
-    was_there = registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
+    was_there = consent.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
     db.session.commit()
     return was_there
 
@@ -111,7 +111,7 @@ def test_an_import_is_kept_from_the_erased_address_and_from_no_variation() -> No
 
     keys = ["ann@example.org", "ann+clinic@example.org", "ann+other@example.org"]
     tokens = services.current().tokens
-    assert registrations.erased_among(db.session(), keys, tokens=tokens) == {"ann+clinic@example.org"}
+    assert erasures.in_force(db.session(), keys, tokens=tokens) == {"ann+clinic@example.org"}
 
 
 def test_an_erasure_keeps_no_address_and_may_be_repeated() -> None:
@@ -147,7 +147,7 @@ def test_a_registration_waits_for_an_erasure_that_is_being_committed() -> None:
 
     thread = threading.Thread(target=register_meanwhile)
     with Session(db.engine) as session:
-        registrations.erase(session, addresses.normalise("ann@example.org"), tokens=tokens, now=NOW)
+        consent.erase(session, addresses.normalise("ann@example.org"), tokens=tokens, now=NOW)
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()
@@ -235,13 +235,13 @@ def test_what_the_version_before_noted_counts_too(registered: str) -> None:
 def test_an_erasure_is_known_to_whoever_shares_a_key(of_eraser: str, of_registrar: str) -> None:
     eraser, registrar = (Tokens(keys.split(","), "https://reg.example.org") for keys in (of_eraser, of_registrar))
     register("ann@example.org")
-    registrations.erase(db.session(), addresses.normalise("ann@example.org"), tokens=eraser, now=NOW)
+    consent.erase(db.session(), addresses.normalise("ann@example.org"), tokens=eraser, now=NOW)
     db.session.commit()
 
     key = "ann@example.org"
     noted = set(db.session.execute(select(Erasure.key_hash)).scalars())
     assert noted & erasures.mailbox_hashes([key], tokens=registrar).keys()
-    assert registrations.erased_among(db.session(), [key], tokens=registrar) == {key}
+    assert erasures.in_force(db.session(), [key], tokens=registrar) == {key}
 
 
 def test_of_two_simultaneous_erasures_of_an_address_one_counts() -> None:

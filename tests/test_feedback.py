@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from registration import addresses, feedback, ledger, registrations, services
+from registration import addresses, consent, feedback, ledger, services
 from registration.db import db
 from registration.feedback import UnreadableEventError
 from registration.mailers import Recipient
@@ -30,7 +30,7 @@ from registration.models import (
     RegistrationStatus,
     SoftBounce,
 )
-from registration.registrations import InstallationReport
+from registration.reports import InstallationReport
 from registration.tokens import ConfirmationLink
 
 from . import factories, ledgers, ses_events
@@ -136,7 +136,7 @@ def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before(
     take(ses_events.complaint(delivery_id, message_id="of a mail", address=address))
     commit(feedback.take_waiting, NOW + timedelta(hours=1))
 
-    assert registrations.is_confirmable(db.session(), ConfirmationLink(product_id, NOW)) is is_valid
+    assert consent.is_confirmable(db.session(), ConfirmationLink(product_id, NOW)) is is_valid
     assert db.session.execute(select(Registration.status)).scalar_one() is _S.COMPLAINED
 
 
@@ -314,10 +314,10 @@ def test_feedback_suppresses_but_never_weakens_what_a_person_said(before: Any, m
 def test_an_opt_out_that_a_complaint_followed_cannot_be_undone_without_a_confirmation() -> None:
     line = only(sent())
     product_id = db.session.execute(select(Registration.product_id)).scalar_one()
-    commit(registrations.opt_out, product_id)
+    commit(consent.opt_out, product_id)
 
     take(ses_events.complaint(line.id))
-    commit(registrations.undo_opt_out, product_id)
+    commit(consent.undo_opt_out, product_id)
 
     assert status_of(line.registration_id) is _S.COMPLAINED
 

@@ -19,7 +19,7 @@ from sqlalchemy import event, func, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import ROOT, addresses, counting, ledger, registrations, services
+from registration import ROOT, addresses, consent, counting, erasures, ledger, services
 from registration.db import Base, db
 from registration.models import (
     ConfirmationMail,
@@ -250,14 +250,14 @@ def test_what_the_database_had_to_choose_against_is_done_again(
     ways = {"opt_out": path(), "undo_opt_out": f"{path()}/undo", "erase": f"{path()}/erase"}
     ways["confirm"] = services.current().tokens.confirmation_url(row().product_id, datetime.now(UTC))
     deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
-    step = getattr(registrations, call)
+    step = getattr(consent, call)
 
     def give_way(*arguments: Any, **named: Any) -> Any:
         if deadlocks:
             raise deadlocks.pop()
         return step(*arguments, **named)
 
-    monkeypatch.setattr(registrations, call, give_way)
+    monkeypatch.setattr(consent, call, give_way)
 
     assert client.post(ways[call].removeprefix("http://127.0.0.1:5000")).status_code == 200
     assert deadlocks == []
@@ -280,11 +280,11 @@ def test_erasing_leaves_a_keyed_hash_and_lowers_the_count_once(client: FlaskClie
     assert client.get("/api/registration/unique").json == {"count": 0}
     key = addresses.normalise(email).key
     tokens = services.current().tokens
-    assert registrations.erased_among(db.session(), [key, "bob@example.org"], tokens=tokens) == {key}
+    assert erasures.in_force(db.session(), [key, "bob@example.org"], tokens=tokens) == {key}
     db.session.rollback()
 
     assert client.post("/api/registration", data={"email": email}).status_code == 201
-    assert registrations.erased_among(db.session(), [key], tokens=tokens) == set()
+    assert erasures.in_force(db.session(), [key], tokens=tokens) == set()
     assert client.get("/api/registration/unique").json == {"count": 1}
 
 

@@ -14,11 +14,10 @@ from sqlalchemy import event, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, registrations, services, versions
+from registration import addresses, registrations, services
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
 from registration.models import (
-    Installation,
     Registration,
     RegistrationStatus,
     Variation,
@@ -66,43 +65,6 @@ def test_a_known_address_that_reports_an_installation_keeps_its_product_id() -> 
 
     assert register("ANN@example.org", installation=InstallationReport("7.0.3 (1)")) == product_id
     assert db.session.execute(select(func.count()).select_from(Registration)).scalar_one() == 1
-
-
-def test_each_version_and_distribution_is_remembered_once_with_first_and_last_time_seen() -> None:
-    later = NOW + timedelta(days=1)
-    register("ann@example.org", installation=InstallationReport("7.0.3 (1)", "docker"))
-    register("ann@example.org", installation=InstallationReport("7.0.3 (1)", "docker"), now=later)
-    register("ann@example.org", installation=InstallationReport("banana"), now=later)
-
-    seen = db.session.execute(select(Installation).order_by(Installation.id)).scalars().all()
-    assert [(one.version, one.distribution, one.first_seen_at, one.last_seen_at) for one in seen] == [
-        ("7.0.3 (1)", "docker", NOW, later),
-        ("banana", "", later, later),
-    ]
-    assert [one.version_key is None for one in seen] == [False, True]
-
-
-def test_of_the_installations_of_one_address_the_hundred_seen_last_are_kept() -> None:
-    """Anybody can report any text for any address."""
-    for number in range(versions.MOST_INSTALLATIONS + 5):
-        report = InstallationReport(f"7.0.{number}")
-        register("ann@example.org", installation=report, now=NOW + timedelta(seconds=number))
-        register("ann@example.org", installation=InstallationReport("7.0.0"), now=NOW + timedelta(seconds=number))
-    register("bob@example.org", installation=InstallationReport("7.0.1"))
-
-    kept = db.session.execute(select(Installation.version).order_by(Installation.id)).scalars().all()
-    assert len(kept) == versions.MOST_INSTALLATIONS + 1
-    assert set(kept).isdisjoint({"7.0.2", "7.0.3", "7.0.4", "7.0.5"})
-    assert {"7.0.0", "7.0.6", "7.0.104"} <= set(kept)
-
-
-@pytest.mark.parametrize(("one", "other"), [("jose", "josé"), ("a", "A"), ("a", "a "), ("ss", "ß")])
-def test_the_servers_collation_does_not_decide_which_versions_are_the_same(one: str, other: str) -> None:
-    for version in (one, other.strip() if other.endswith(" ") else other):
-        register("ann@example.org", installation=InstallationReport(version))
-
-    stored = db.session.execute(select(Installation.version)).scalars().all()
-    assert sorted(stored) == sorted({one, other.strip()})
 
 
 def test_simultaneous_registrations_of_one_address_make_one_row_and_only_conflicts() -> None:
@@ -198,33 +160,6 @@ def test_a_plain_address_costs_an_insert_and_a_look_at_known_mailboxes_and_leave
 
     assert [statement.split()[0] for statement in statements] == ["INSERT", "SELECT"]
     assert db.session.execute(select(Variation.mailbox)).scalars().all() == []
-
-
-def erase(email: str) -> None:
-    tokens = services.current().tokens
-    registrations.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
-    db.session.commit()
-
-
-def test_erasing_a_plain_address_erases_it_from_the_note_of_a_variation_that_stays() -> None:
-    for email in ("ann+1@example.org", "ann@example.org", "bob+1@example.org"):
-        register(email)
-
-    erase("ann@example.org")
-
-    assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
-    emails = db.session.execute(select(Registration.email)).scalars()
-    assert set(emails) == {"", "ann+1@example.org", "bob+1@example.org"}
-
-
-def test_erasing_the_first_variation_of_a_mailbox_removes_its_note_and_no_other() -> None:
-    for email in ("ann+1@example.org", "ann+2@example.org", "bob+1@example.org"):
-        register(email)
-
-    erase("ann+2@example.org")
-    assert len(db.session.execute(select(Variation)).scalars().all()) == 2
-    erase("ann+1@example.org")
-    assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
 
 
 def simultaneously(calls: list[Callable[[], object]]) -> list[object]:

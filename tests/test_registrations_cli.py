@@ -20,12 +20,12 @@ import pytest
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, insert, literal, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from registration import ROOT, confirmations, counting, registrations, registrations_cli, services, transfers
+from registration import ROOT, confirmations, consent, counting, registrations_cli, services, transfers
 from registration.db import AUTOCOMMIT, db
-from registration.models import Installation, Registration, RegistrationStatus, SoftBounce
+from registration.models import Installation, Registration, RegistrationStatus
 from registration.tokens import ConfirmationLink
 
 from . import factories
@@ -466,21 +466,6 @@ def test_show_tells_all_that_is_known_of_an_address(application: Flask, run: Run
     assert (known["mails"], known["soft_bounces"], known["confirmation_due_at"]) == ([], 0, None)
 
 
-def test_show_tells_of_soft_bounces_and_of_a_confirmation_mail_that_is_due(application: Flask, run: Run) -> None:
-    with application.app_context():
-        [email] = factories.register(1, status=RegistrationStatus.UNCONFIRMED)
-        db.session.execute(
-            insert(SoftBounce).from_select(["registration_id", "broadcast_id"], select(Registration.id, literal(1)))
-        )
-        db.session.commit()
-        with db.engines[AUTOCOMMIT].connect() as connection:
-            confirmations.request(connection, email, datetime(2026, 11, 25, tzinfo=UTC))
-
-    known = json.loads(run("show", email).output)
-
-    assert (known["soft_bounces"], known["confirmation_due_at"]) == (1, "2026-11-25T00:00:00+00:00")
-
-
 @pytest.mark.parametrize("command", ["show", "suppress"])
 def test_an_unknown_or_invalid_address_is_said_to_be_so(run: Run, command: str) -> None:
     for email, words in (("ann@example.org", "not registered"), ("nobody", "@-sign")):
@@ -521,7 +506,7 @@ def test_who_was_taken_off_gets_no_confirmation_mail_and_comes_back_by_none_from
 
     with application.app_context():
         assert confirmations.take(db.session(), now, tokens=services.of(application).tokens, limit=10) == []
-        assert not registrations.is_confirmable(db.session(), ConfirmationLink(mail.product_id, now))
+        assert not consent.is_confirmable(db.session(), ConfirmationLink(mail.product_id, now))
 
 
 def test_forget_asks_and_erases(application: Flask, run: Run) -> None:

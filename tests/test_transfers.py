@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, registrations, services, transfers
+from registration import addresses, consent, services, transfers
 from registration.db import db
 from registration.models import RegistrationStatus, Variation
 from registration.transfers import RefusedLineError
@@ -65,7 +65,7 @@ def test_another_variation_of_a_mailbox_that_was_taken_in_is_asked_when_it_regis
 
         noted = db.session.execute(select(Variation.mailbox, Variation.email_key)).all()
         assert noted == [("ann@example.org", "ann+clinic@example.org")]
-        assert registrations.status_of(db.session(), address) is RegistrationStatus.UNCONFIRMED
+        assert consent.status_of(db.session(), address) is RegistrationStatus.UNCONFIRMED
 
 
 def test_two_imports_wait_for_each_other(application: Flask) -> None:

@@ -12,7 +12,7 @@ from flask.typing import ResponseReturnValue
 from .. import addresses, counting, services, versions
 from ..db import AUTOCOMMIT, db, repeatable
 from ..errors import InvalidEmailException
-from ..registrations import InstallationReport
+from ..reports import InstallationReport
 from . import access
 from .fields import Fields
 

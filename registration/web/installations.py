@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
-from .. import registrations
+from .. import reports
 from ..db import db
 from ..errors import InvalidQueryException
 from . import access
@@ -23,7 +23,7 @@ def show() -> ResponseReturnValue:
     fields = Fields(request, unreadable=InvalidQueryException)
     fields.allow(("limit",))
     limit = fields.number("limit", default=ROWS, most=MOST_ROWS)
-    found = registrations.versions_in_use(db.session().connection(), limit + 1)
+    found = reports.in_use(db.session().connection(), limit + 1)
     rows = [
         {
             "version": row.version,

@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, current_app, make_response, render
 from flask.typing import ResponseReturnValue
 from flask_babel import Babel, get_locale, gettext
 
-from .. import confirmations, registrations, services
+from .. import confirmations, consent, services
 from ..db import commit_step, db
 from ..errors import ExpiredLinkException, ForgedLinkException
 from ..models import RegistrationStatus
@@ -72,7 +72,7 @@ def show(token: str) -> ResponseReturnValue:
 def opt_out(token: str) -> ResponseReturnValue:
     """Opt out; the body does not matter."""
     product_id = _opting_out(token)
-    commit_step(lambda session: registrations.opt_out(session, product_id))
+    commit_step(lambda session: consent.opt_out(session, product_id))
     return _answer(_standing(token, product_id))
 
 
@@ -81,7 +81,7 @@ def opt_out(token: str) -> ResponseReturnValue:
 def undo(token: str) -> ResponseReturnValue:
     """Take an opt-out back."""
     product_id = _opting_out(token)
-    commit_step(lambda session: registrations.undo_opt_out(session, product_id))
+    commit_step(lambda session: consent.undo_opt_out(session, product_id))
     return _answer(_standing(token, product_id))
 
 
@@ -90,7 +90,7 @@ def undo(token: str) -> ResponseReturnValue:
 def ask_to_erase(token: str) -> ResponseReturnValue:
     """Ask once more before an address is deleted."""
     product_id = _opting_out(token)
-    if registrations.status_of(db.session(), product_id) is RegistrationStatus.ERASED:
+    if consent.status_of(db.session(), product_id) is RegistrationStatus.ERASED:
         return _answer(_standing(token, product_id))
     erase_me = Button(gettext("Delete my address"), url_for(".erase", token=token))
     back = Button(gettext("Go back"), url_for(".show", token=token), "get")
@@ -103,7 +103,7 @@ def ask_to_erase(token: str) -> ResponseReturnValue:
 def erase(token: str) -> ResponseReturnValue:
     """Delete the address."""
     product_id = _opting_out(token)
-    commit_step(lambda session: registrations.erase(session, product_id, tokens=services.current().tokens, now=_now()))
+    commit_step(lambda session: consent.erase(session, product_id, tokens=services.current().tokens, now=_now()))
     return _answer(_standing(token, product_id))
 
 
@@ -112,7 +112,7 @@ def erase(token: str) -> ResponseReturnValue:
 def ask_to_confirm(token: str) -> ResponseReturnValue:
     """Show the button that confirms a registration."""
     link = _confirming(token)
-    if not registrations.is_confirmable(db.session(), link):
+    if not consent.is_confirmable(db.session(), link):
         return _answer(_confirmed(link.product_id))
     button = Button(gettext("Yes, send me notices"), url_for(".confirm", token=token))
     text = gettext("Do you want security and update notices of OpenEMR at your e-mail address?")
@@ -124,7 +124,7 @@ def ask_to_confirm(token: str) -> ResponseReturnValue:
 def confirm(token: str) -> ResponseReturnValue:
     """Confirm a registration."""
     link = _confirming(token)
-    commit_step(lambda session: registrations.confirm(session, link))
+    commit_step(lambda session: consent.confirm(session, link))
     return _answer(_confirmed(link.product_id))
 
 
@@ -189,7 +189,7 @@ def _protect(response: Response) -> Response:
 
 
 def _standing(token: str, product_id: uuid.UUID) -> Page:
-    status = registrations.status_of(db.session(), product_id)
+    status = consent.status_of(db.session(), product_id)
     if status is RegistrationStatus.ERASED:
         return _erased()
     erase_me = Button(gettext("Delete my address too"), url_for(".ask_to_erase", token=token), "get")
@@ -210,7 +210,7 @@ def _standing(token: str, product_id: uuid.UUID) -> Page:
 
 
 def _confirmed(product_id: uuid.UUID) -> Page:
-    status = registrations.status_of(db.session(), product_id)
+    status = consent.status_of(db.session(), product_id)
     if status is RegistrationStatus.ERASED:
         return _erased()
     if status is RegistrationStatus.BOUNCED:
@@ -241,7 +241,7 @@ def _confirming(token: str) -> ConfirmationLink:
 
 
 def _known(product_id: uuid.UUID) -> uuid.UUID:
-    if registrations.status_of(db.session(), product_id) is None:
+    if consent.status_of(db.session(), product_id) is None:
         raise ForgedLinkException
     return product_id
 

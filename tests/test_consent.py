@@ -1,0 +1,118 @@
+"""What each thing that is said makes of each registration, on SQLite and on MariaDB."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from registration import addresses, consent, services
+from registration.db import db
+from registration.models import Registration, Variation
+from registration.models import RegistrationStatus as S
+from registration.tokens import ConfirmationLink
+
+from . import factories
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _in_context(application: Flask):
+    with application.app_context():
+        yield
+
+
+def opt_out(session: Session, key: str) -> None:
+    consent.opt_out(session, addresses.normalise(key))
+
+
+def undo_opt_out(session: Session, key: str) -> None:
+    consent.undo_opt_out(session, addresses.normalise(key))
+
+
+def confirm(session: Session, key: str) -> None:
+    session.execute(update(Registration).values(confirmation_sent_at=NOW))
+    consent.confirm(session, ConfirmationLink(factories.product_id(key), NOW))
+
+
+def suppress(status: S) -> Callable[[Session, str], bool]:
+    return lambda session, key: consent.suppress(session, key, status)
+
+
+BECOMES = {
+    #             of an active, an unconfirmed, one that opted out, that bounced, that complained
+    opt_out: (S.OPTED_OUT, S.OPTED_OUT, S.OPTED_OUT, S.OPTED_OUT, S.COMPLAINED),
+    undo_opt_out: (S.ACTIVE, S.UNCONFIRMED, S.ACTIVE, S.BOUNCED, S.COMPLAINED),
+    confirm: (S.ACTIVE, S.ACTIVE, S.ACTIVE, S.BOUNCED, S.ACTIVE),
+    suppress(S.OPTED_OUT): (S.OPTED_OUT, S.OPTED_OUT, S.OPTED_OUT, S.OPTED_OUT, S.COMPLAINED),
+    suppress(S.COMPLAINED): (S.COMPLAINED, S.COMPLAINED, S.COMPLAINED, S.COMPLAINED, S.COMPLAINED),
+    suppress(S.BOUNCED): (S.BOUNCED, S.UNCONFIRMED, S.OPTED_OUT, S.BOUNCED, S.COMPLAINED),
+}
+BEFORE = (S.ACTIVE, S.UNCONFIRMED, S.OPTED_OUT, S.BOUNCED, S.COMPLAINED)
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "after"), [(step, *pair) for step in BECOMES for pair in zip(BEFORE, BECOMES[step], strict=True)]
+)
+def test_what_is_said_of_one_registration_changes_it_as_the_table_has_it_and_no_other(
+    step: Callable[[Session, str], object], before: S, after: S
+) -> None:
+    for status in BEFORE:
+        factories.register(status=status)
+    [email] = factories.register(status=before)
+
+    step(db.session(), email)
+    db.session.commit()
+
+    statuses = db.session.execute(select(Registration.status).order_by(Registration.id)).scalars().all()
+    assert statuses == [*BEFORE, after]
+
+
+@pytest.mark.parametrize("seconds", [-1, 1])
+def test_only_the_link_of_the_newest_confirmation_mail_confirms(seconds: int) -> None:
+    [email] = factories.register(status=S.UNCONFIRMED)
+    db.session.execute(update(Registration).values(confirmation_sent_at=NOW))
+    link = ConfirmationLink(factories.product_id(email), NOW + timedelta(seconds=seconds))
+
+    consent.confirm(db.session(), link)
+
+    assert not consent.is_confirmable(db.session(), link)
+    assert consent.status_of(db.session(), link.product_id) is S.UNCONFIRMED
+
+
+def register(email: str) -> uuid.UUID:
+    registrar = services.current().registrar
+    return registrar.register(addresses.normalise(email), product_id=uuid.uuid4(), now=NOW)
+
+
+def erase(email: str) -> None:
+    tokens = services.current().tokens
+    consent.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
+    db.session.commit()
+
+
+def test_erasing_a_plain_address_erases_it_from_the_note_of_a_variation_that_stays() -> None:
+    for email in ("ann+1@example.org", "ann@example.org", "bob+1@example.org"):
+        register(email)
+
+    erase("ann@example.org")
+
+    assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
+    emails = db.session.execute(select(Registration.email)).scalars()
+    assert set(emails) == {"", "ann+1@example.org", "bob+1@example.org"}
+
+
+def test_erasing_the_first_variation_of_a_mailbox_removes_its_note_and_no_other() -> None:
+    for email in ("ann+1@example.org", "ann+2@example.org", "bob+1@example.org"):
+        register(email)
+
+    erase("ann+2@example.org")
+    assert len(db.session.execute(select(Variation)).scalars().all()) == 2
+    erase("ann+1@example.org")
+    assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
