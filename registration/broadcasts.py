@@ -248,10 +248,14 @@ def hold(session: Session, broadcast_id: int, *, reason: str, now: datetime) -> 
     _move(session, broadcast_id, _S.PAUSED, Broadcast.status == _S.SENDING, reason=reason, resume_at=now + HOLD)
 
 
-def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetime) -> bool:
-    """Let a broadcast rest until somebody resumes it, and say why, unless somebody paused it; return whether it did."""
+def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetime, *, since: datetime | None) -> bool:
+    """Let a broadcast rest until somebody resumes it, and say why, unless somebody paused it; return whether it did.
+
+    `since` is the break before, as whoever found the reason knew it: if there was another, the reason is old.
+    """
+    is_news = Broadcast.circuit_broken_at.is_not_distinct_from(since)
     values = {"reason": reason, "resume_at": None, "circuit_broken_at": now}
-    return bool(_move(session, broadcast_id, _S.PAUSED, _goes_on(), **values))
+    return bool(_move(session, broadcast_id, _S.PAUSED, _goes_on(), is_news, **values))
 
 
 def pause(session: Session, broadcast_id: int) -> None:

@@ -33,19 +33,21 @@ def check(session: Session, broadcast_id: int, *, sample: int, now: datetime) ->
     ).one_or_none()
     if not sample or broadcast is None or broadcast.status not in {BroadcastStatus.SENDING, BroadcastStatus.PAUSED}:
         return False
+    since = broadcast.circuit_broken_at
     for feedback, share, what, review in _LIMITS:
-        told = _count(session, broadcast_id, broadcast.circuit_broken_at, Delivery.feedback == feedback)
+        told = _count(session, broadcast_id, since, Delivery.feedback == feedback)
         if told < max(1, share * sample):
             continue
         accepted = _count(
             session,
             broadcast_id,
-            broadcast.circuit_broken_at,
+            since,
             Delivery.status == DeliveryStatus.SENT,
             most=int(told / share) + 2,  # of more than that, rounded up, what was told is under the share
         )
         if accepted >= sample and told >= share * accepted:
-            return broadcasts.break_circuit(session, broadcast_id, _reason(told, accepted, what, review), now)
+            reason = _reason(told, accepted, what, review)
+            return broadcasts.break_circuit(session, broadcast_id, reason, now, since=since)
     return False
 
 

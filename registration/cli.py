@@ -108,14 +108,14 @@ def send(
         click.echo(terminal.forecast(_forecast(whom), message.subject))
         click.confirm("Send it?", abort=True)
     try:
-        broadcast_id = broadcasts.start(db.session(), message, _now(), whom=whom, urgent=urgent, resend=resend)
+        begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend)
+        broadcast_id = commit_step(begin)
     except RepeatedBroadcastException as repetition:
         db.session.rollback()
         advice = "Nobody gets it again." if resend else "Nobody gets it again, unless you add --resend."
         click.echo(f"{repetition} {advice}", err=True)
         click.echo(terminal.details(_progress(repetition.broadcast_id), _now()))
         raise click.exceptions.Exit(1) from repetition
-    db.session.commit()
     _wake()
     click.echo(f"Broadcast {broadcast_id} has started.")
     _follow(broadcast_id)

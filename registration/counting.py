@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .db import repeatable, rows_matched
@@ -78,19 +78,24 @@ def take_away(session: Session) -> None:
 class ConfirmedCount:
     """How many registrations get notices, where each has to be confirmed first; for any number of threads.
 
-    That goes through all of them, so it is looked up only when somebody asks, and once a minute at most.
+    That goes through all of them, so it is looked up only when somebody asks, and once a minute at most. Meanwhile the
+    others are told the number of before: if the database hangs, they are not to wait for one another.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._turn = threading.Lock()
-        self._known, self._fresh_until = 0, 0.0
+        self._known: int | None = None
+        self._fresh_until = 0.0
 
     def get(self) -> int:
-        """Return the number, up to a minute old."""
-        with self._turn:
-            if time.monotonic() >= self._fresh_until:
-                active = select(func.count()).where(Registration.status == RegistrationStatus.ACTIVE)
-                self._known = repeatable(self._engine, lambda connection: connection.execute(active).scalar_one())
-                self._fresh_until = time.monotonic() + CONFIRMED_SECONDS
+        """Return the number, little more than a minute old."""
+        if self._known is not None and time.monotonic() < self._fresh_until:
             return self._known
+        self._fresh_until = time.monotonic() + CONFIRMED_SECONDS
+        active = select(func.count()).where(Registration.status == RegistrationStatus.ACTIVE)
+        try:
+            self._known = repeatable(self._engine, lambda connection: connection.execute(active).scalar_one())
+        except DBAPIError:
+            self._fresh_until = 0.0
+            raise
+        return self._known

@@ -273,6 +273,9 @@ class Sender:
         if batch is None:
             return []
         wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
+        if wait > RESTING_SECONDS:  # all have begun to rest since we looked, and nobody is to be held claimed for that
+            session.rollback()
+            return None
         parts = [batch.recipients[start : start + largest] for start in range(0, len(batch.recipients), largest)]
         return [
             Call(broadcast_id, Batch(batch.lease, part), begun + wait + number * largest / rate)
@@ -414,10 +417,13 @@ class Sender:
         return refused
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
-        """Do a piece of work; a failure is logged and waited out."""
+        """Do a piece of work; a failure is logged and waited out. Whoever gives way to others needs no rest."""
         try:
             return piece_of_work()
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
+            if isinstance(error, OperationalError) and is_deadlock(error):
+                log.info("the sender gave way to somebody else in the database")
+                return False
             self._expire_from = time.monotonic() + GRACE_SECONDS
             log.exception("the sender waits for the database")
         except Exception:

@@ -247,7 +247,8 @@ def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
         if line is not None and line.is_dated and line.last_seen_at > known.last_seen_at:
             later.append({"known_id": known.id, "seen_at": line.last_seen_at})
     if later:
-        seen = update(Installation).where(Installation.id == bindparam("known_id"))
+        is_later = Installation.last_seen_at < bindparam("seen_at")
+        seen = update(Installation).where(Installation.id == bindparam("known_id"), is_later)
         session.connection().execute(seen.values(last_seen_at=bindparam("seen_at")), later)
     rows = [
         {

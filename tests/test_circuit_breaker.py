@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -127,6 +128,24 @@ def test_what_amazon_withholds_for_an_earlier_bounce_or_complaint_counts_for_not
 
 def test_no_sample_is_no_circuit_breaker() -> None:
     assert not check(sending(100, hard_bounce=100), sample=0)
+
+
+def test_of_two_who_find_the_same_reason_the_second_does_not_undo_what_a_person_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broadcast_id = sending(500, hard_bounce=20)
+    break_circuit = broadcasts.break_circuit
+
+    def break_after_another(*arguments: Any, **named: Any) -> bool:
+        monkeypatch.setattr(broadcasts, "break_circuit", break_circuit)
+        assert check(broadcast_id)
+        commit(broadcasts.resume, broadcast_id)
+        return break_circuit(*arguments, **named)
+
+    monkeypatch.setattr(broadcasts, "break_circuit", break_after_another)
+
+    assert not check(broadcast_id)
+    assert row(broadcast_id).status is BroadcastStatus.SENDING
 
 
 def test_what_is_known_at_the_break_does_not_break_it_again_and_what_comes_after_does() -> None:

@@ -17,6 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from registration import broadcasts, confirmations, pacing, services
 from registration.confirmation_sender import REST, ConfirmationSender
@@ -95,6 +96,27 @@ def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
     assert (len(calls), waiting()) == (2, left)
     confirming.send(now + 2 * REST, 10)
     assert (len(calls), waiting()) == (2 + left, 0)
+
+
+def test_nobody_is_held_taken_when_all_begin_to_rest_just_then(
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who says no during the rest would be mailed at the end of it."""
+    ask(2)
+    calls, free_in = Calls(), pacing.free_in
+
+    def then_all_rest(session: Session, *, rate: float, now: float) -> float:
+        found = free_in(session, rate=rate, now=now)
+        commit(pacing.back_off, 30.0, now=now)
+        return found
+
+    monkeypatch.setattr(pacing, "free_in", then_all_rest)
+    monkeypatch.setattr(confirming.mailer, "send", calls)
+
+    confirming.send(datetime.now(UTC), 2)
+
+    assert (calls, waiting()) == ([], 2)
+    assert db.session.execute(select(Registration.confirmation_sent_at).distinct()).scalars().all() == [None]
 
 
 def test_what_is_too_fast_ends_the_lot_and_no_more(

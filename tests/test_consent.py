@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 
-from registration import addresses, consent, services
-from registration.db import db
+from registration import addresses, confirmations, consent, services
+from registration.db import AUTOCOMMIT, db
 from registration.models import Registration, Variation
 from registration.models import RegistrationStatus as S
 from registration.tokens import ConfirmationLink
@@ -84,6 +86,33 @@ def test_only_the_link_of_the_newest_confirmation_mail_confirms(seconds: int) ->
 
     assert not consent.is_confirmable(db.session(), link)
     assert consent.status_of(db.session(), link.product_id) is S.UNCONFIRMED
+
+
+def test_an_erasure_waits_for_a_sender_that_takes_the_confirmation_mail(application: Flask) -> None:
+    """If it locked the registration first, one of the two would have to give way."""
+    [email] = factories.register(status=S.UNCONFIRMED)
+    with db.engines[AUTOCOMMIT].connect() as connection:
+        confirmations.request(connection, email, NOW)
+    tokens, erasing = services.current().tokens, []
+
+    def erase_it() -> None:
+        with application.app_context():
+            erase(email)
+
+    def begin(*arguments: Any) -> None:
+        if arguments[2].startswith("SELECT registration.confirmation_sent_at"):
+            erasing.append(pool.submit(erase_it))
+            wait(erasing, 0.3)
+
+    with ThreadPoolExecutor(1) as pool:
+        event.listen(db.engine, "before_cursor_execute", begin)
+        (taken,) = confirmations.take(db.session(), NOW, tokens=tokens, limit=10)
+        event.remove(db.engine, "before_cursor_execute", begin)
+        db.session.commit()
+        erasing[0].result()
+
+    assert taken.email == email
+    assert db.session.execute(select(Registration.status)).scalar_one() is S.ERASED
 
 
 def register(email: str) -> uuid.UUID:

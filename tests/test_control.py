@@ -457,6 +457,25 @@ def test_a_step_that_gave_way_to_a_sender_is_taken_again(
     assert post(client, f"/{broadcast_id}/pause").json["status"] == "paused"
 
 
+def test_a_start_that_gave_way_to_another_is_tried_again(
+    application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(application, 1)
+    deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
+    start = broadcasts.start
+
+    def give_way(*arguments: Any, **named: Any) -> int:
+        broadcast_id = start(*arguments, **named)
+        if deadlocks:
+            raise deadlocks.pop()
+        return broadcast_id
+
+    monkeypatch.setattr(broadcasts, "start", give_way)
+
+    assert "repeated" not in post(client, **NOTICE).json
+    assert [told["title"] for told in get(client).json["broadcasts"]] == [NOTICE["title"]]
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_whoever_sends_hears_of_a_start_and_of_each_step(
     application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, step: str

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registration import addresses, consent, counting, services
-from registration.db import db
+from registration.db import AUTOCOMMIT, db
 from registration.models import Registration, RegistrationCount
 
 from . import factories
@@ -125,6 +125,30 @@ def remember(up_to: int) -> bool:
     more = counting.remember(db.session, up_to=up_to)
     db.session.commit()
     return more
+
+
+def test_while_the_confirmed_are_counted_again_the_others_are_told_the_number_of_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    confirmed = counting.ConfirmedCount(db.engines[AUTOCOMMIT])
+    factories.register(2)
+    assert confirmed.get() == 2
+    factories.register(1)
+    assert confirmed.get() == 2
+    told = []
+
+    def hang(*_: object) -> int:
+        told.append(confirmed.get())
+        raise OperationalError("", {}, Exception("gone"))
+
+    confirmed._fresh_until = 0.0
+    with monkeypatch.context() as hanging:
+        hanging.setattr(counting, "repeatable", hang)
+        with pytest.raises(OperationalError):
+            confirmed.get()
+
+    assert told == [2]
+    assert confirmed.get() == 3
 
 
 def test_the_remembered_count_is_moved_by_one_at_a_time() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import permutations
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import sessionmaker
 
 from registration import addresses, consent, feedback, ledger, services
 from registration.db import db
@@ -358,6 +360,67 @@ def test_five_broadcasts_that_bounce_for_the_moment_suppress() -> None:
     assert status_of(lines[0].registration_id) is _S.ACTIVE
 
     take(ses_events.soft_bounce(lines[4].id))
+
+    assert status_of(lines[0].registration_id) is _S.BOUNCED
+
+
+def take_beside(application: Flask, first: str, second: str) -> None:
+    """Take an event in a transaction that another begins beside, with the second event, before it is committed."""
+
+    def take_second() -> None:
+        with application.app_context():
+            take(second)
+
+    with ThreadPoolExecutor(1) as pool:
+        with sessionmaker(db.engine).begin() as session:
+            feedback.take(session, [first], NOW)
+            beside = pool.submit(take_second)
+            wait([beside], 0.3)
+        beside.result()
+    db.session.rollback()
+
+
+def test_of_two_soft_bounces_taken_beside_each_other_both_count(application: Flask) -> None:
+    lines = several_broadcasts(5)
+    for line in lines[:3]:
+        take(ses_events.soft_bounce(line.id))
+
+    take_beside(application, *(ses_events.soft_bounce(line.id) for line in lines[3:]))
+
+    assert status_of(lines[0].registration_id) is _S.BOUNCED
+
+
+def test_a_soft_bounce_taken_beside_a_later_delivery_does_not_count(application: Flask) -> None:
+    lines = several_broadcasts(2)
+
+    take_beside(application, ses_events.delivery(lines[1].id), ses_events.soft_bounce(lines[0].id))
+
+    assert db.session.execute(select(func.count()).select_from(SoftBounce)).scalar_one() == 0
+
+
+def test_a_delivery_taken_beside_a_hard_bounce_does_not_take_it_back(
+    application: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = several_broadcasts(6)
+    for line in lines[:5]:
+        take(ses_events.soft_bounce(line.id))
+    count, beside = feedback._count_soft_bounces, []
+
+    def take_delivery() -> None:
+        with application.app_context():
+            take(ses_events.delivery(lines[0].id))
+
+    def count_after_another(*arguments: Any) -> None:
+        if not beside:
+            beside.append(pool.submit(take_delivery))
+            wait(beside, 0.3)
+        count(*arguments)
+
+    monkeypatch.setattr(feedback, "_count_soft_bounces", count_after_another)
+    with ThreadPoolExecutor(1) as pool:
+        take(ses_events.bounce(lines[5].id))
+        beside[0].result()
+    db.session.rollback()
 
     assert status_of(lines[0].registration_id) is _S.BOUNCED
 

@@ -409,6 +409,25 @@ def test_no_probe_follows_a_scarce_bulk_call_that_was_given_back(scarce: Sender)
     assert {line.status for line in ledgers.lines(call.broadcast_id)} == {DeliveryStatus.QUEUED}
 
 
+def test_nobody_is_held_claimed_when_all_begin_to_rest_just_then(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opts out during the rest would be mailed at the end of it."""
+    broadcast_id = ledgers.filled(3)
+    scripted.look()
+    free_in = pacing.free_in
+
+    def then_all_rest(session: Session, *, rate: float, now: float) -> float:
+        found = free_in(session, rate=rate, now=now)
+        commit(pacing.back_off, 30.0, now=now)
+        return found
+
+    monkeypatch.setattr(pacing, "free_in", then_all_rest)
+
+    assert scripted._claim_lot() == []
+    assert {(line.status, line.attempts) for line in ledgers.lines(broadcast_id)} == {(DeliveryStatus.QUEUED, 0)}
+
+
 def test_a_scarce_bulk_call_rests_with_all_others(scarce: Sender) -> None:
     commit(ledger.fill, 1)
     commit(pacing.back_off, 20.0, now=datetime.now(UTC).timestamp())
@@ -847,6 +866,27 @@ def test_the_loop_outlives_any_failure(
         until(lambda: mailer.sent)
 
     assert len(mailer.sent) == 1
+
+
+def test_whoever_gives_way_to_others_goes_on_without_a_rest(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+    failures, fill = [OperationalError("", {}, Exception(1213, "deadlock"))], ledger.fill
+    expire_from = scripted._expire_from
+
+    def fill_at_last(session: Session, broadcast_id: int) -> bool:
+        if failures:
+            raise failures.pop()
+        return fill(session, broadcast_id)
+
+    monkeypatch.setattr(ledger, "fill", fill_at_last)
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", math.inf)
+    with running(scripted):
+        until(lambda: mailer.sent)
+
+    assert (failures, scripted._expire_from) == ([], expire_from)
 
 
 def test_what_waits_is_not_given_back_one_by_one_to_a_database_that_is_away(

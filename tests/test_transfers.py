@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, consent, services, transfers
-from registration.db import db
-from registration.models import RegistrationStatus, Variation
+from registration import addresses, consent, reports, services, transfers
+from registration.db import AUTOCOMMIT, db
+from registration.models import Installation, RegistrationStatus, Variation
+from registration.reports import InstallationReport
 from registration.transfers import RefusedLineError
+
+from . import factories
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -66,6 +69,28 @@ def test_another_variation_of_a_mailbox_that_was_taken_in_is_asked_when_it_regis
         noted = db.session.execute(select(Variation.mailbox, Variation.email_key)).all()
         assert noted == [("ann@example.org", "ann+clinic@example.org")]
         assert consent.status_of(db.session(), address) is RegistrationStatus.UNCONFIRMED
+
+
+def test_an_installation_that_reports_itself_beside_an_import_stays_as_new(application: Flask) -> None:
+    with application.app_context():
+        if db.engine.dialect.name != "mysql":
+            pytest.skip("SQLite has one writer at a time anyway")
+        factories.register_as("ann@example.org")
+        factories.install("ann@example.org", "7.0.2", last_seen_at=NOW - timedelta(days=300))
+        address = addresses.normalise("ann@example.org")
+
+        def report(*arguments: Any) -> None:
+            if arguments[2].startswith("UPDATE installation"):
+                with db.engines[AUTOCOMMIT].connect() as connection:
+                    reports.remember(connection, address, InstallationReport("7.0.2"), NOW)
+
+        event.listen(db.engine, "before_cursor_execute", report)
+        line = parse(version="7.0.2", last_seen_at="2026-06-01")
+        transfers.take_in(db.session(), [line], is_erased=lambda *_: set())
+        event.remove(db.engine, "before_cursor_execute", report)
+        db.session.commit()
+
+        assert db.session.execute(select(Installation.last_seen_at)).scalar_one() == NOW
 
 
 def test_two_imports_wait_for_each_other(application: Flask) -> None:

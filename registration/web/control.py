@@ -61,18 +61,8 @@ def start() -> ResponseReturnValue:
         if not fields.text("test").strip():
             raise InvalidEmailException("An e-mail address is needed, in the field `test`.")
         return _send_test(message, addresses.normalise(fields.text("test")).stored)
-    try:
-        broadcast_id = broadcasts.start(
-            db.session(), message, _now(), whom=whom, urgent=urgent, resend=resend, idempotency_key=key
-        )
-    except RepeatedBroadcastException as repetition:
-        db.session.rollback()
-        return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
-    recipients = broadcasts.recipients_of(db.session(), broadcast_id)
-    db.session.commit()
-    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
-    services.current().wake()
-    return _answer(_watch_new(broadcast_id, recipients))
+    begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent)
+    return _begin(partial(begin, resend=resend, idempotency_key=key))
 
 
 @bp.get("")
@@ -140,6 +130,23 @@ def _idempotency_key() -> str | None:
     if not (1 <= len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
         raise InvalidIdempotencyKeyException
     return key
+
+
+def _begin(start: Callable[[Session], int]) -> ResponseReturnValue:
+    """Start a broadcast and watch it, or the one that the request repeats."""
+
+    def step(session: Session) -> tuple[int, int]:
+        started = start(session)
+        return started, broadcasts.recipients_of(session, started)
+
+    try:
+        broadcast_id, recipients = commit_step(step)
+    except RepeatedBroadcastException as repetition:
+        db.session.rollback()
+        return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
+    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
+    services.current().wake()
+    return _answer(_watch_new(broadcast_id, recipients))
 
 
 def _send_test(message: Message, address: str) -> ResponseReturnValue:
