@@ -326,7 +326,7 @@ def lose_replies(stage: Scene, *, recipients: int) -> Figures:
     """Send while replies are lost in every way."""
     stage.register(recipients)
     broadcast_id = stage.start()
-    stage.prepared(Orders(lease=5, read_seconds=1))
+    stage.prepared(Orders(lease=15, read_seconds=5))
     figures = stage.finish(broadcast_id, 240)
     _, unanswered = stage.fake.copies()
     reasons = select(Registration.email, Delivery.reason).join(Delivery, Delivery.registration_id == Registration.id)
@@ -375,8 +375,8 @@ def opt_out(stage: Scene, *, recipients: int) -> Figures:
     """Let the last fifth opt out, bounce or complain while the first are being sent to."""
     stage.register(recipients)
     broadcast_id = stage.start()
-    stage.prepared(Orders(rate=recipients / 3)).await_start()
-    until(lambda: stage.statuses(broadcast_id).total() == recipients, 30)
+    stage.prepared(Orders(rate=recipients / 10)).await_start()
+    until(lambda: stage.statuses(broadcast_id).total() == recipients)
     gone = [f"clinic-{number}@example.org" for number in range(recipients - recipients // 5 + 1, recipients + 1)]
     with stage.sessions.begin() as session:
         for number, status in enumerate(

@@ -93,15 +93,15 @@ def is_installed() -> bool:
 @contextmanager
 def running(*, durable: bool = False) -> Iterator[Server]:
     """Start a server on a free port, and stop and delete it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="mariadb-") as folder:
-        server = Server(Path(folder), free_port(), durable)
-        (server.folder / "tmp").mkdir()
+    with tempfile.TemporaryDirectory(prefix="mariadb-") as name:
+        folder = Path(name)
+        (folder / "tmp").mkdir()
         subprocess.run(
             [
                 "mariadb-install-db",
                 "--no-defaults",
-                f"--datadir={server.folder / 'data'}",
-                f"--tmpdir={server.folder / 'tmp'}",  # servers that share one get into each other's way
+                f"--datadir={folder / 'data'}",
+                f"--tmpdir={folder / 'tmp'}",  # servers that share one get into each other's way
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
                 *_as_current_user(),
@@ -109,6 +109,7 @@ def running(*, durable: bool = False) -> Iterator[Server]:
             check=True,
             capture_output=True,
         )
+        server = Server(folder, free_port(), durable)
         server.start()
         try:
             yield server

@@ -41,7 +41,7 @@ from .inbox import Inbox
 from .waiting import until
 
 START_SECONDS = 30
-A_FEW_SECONDS = 10
+A_FEW_SECONDS = 30
 
 
 @dataclass
@@ -184,14 +184,16 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
     application = make_application(environment["DB_CONN_STR"])
     with application.app_context():
         upgrade()
-        emails = factories.register(12)
+        emails = factories.register(60)
         broadcast_id = factories.start_broadcast()
     outbox = Inbox(tmp_path / "outbox")
 
     with start("--dev", SENDING_RATE="2") as program:
         until(lambda: len(outbox.mails()) >= 2)
-        until(lambda: are_held(application))
-        program.end(number)
+        until(lambda: is_stopped_while_some_are_held(program, application))
+        program.process.send_signal(number)
+        program.process.send_signal(signal.SIGCONT)
+        program.process.wait(START_SECONDS)
     assert len(outbox.mails()) < len(emails)
     assert are_held(application) is are_left_held
     with application.app_context():
@@ -203,6 +205,17 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
     assert sorted(mail["To"] for mail in outbox.mails()) == sorted(emails)
     with application.app_context():
         assert broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC)).sent == len(emails)
+
+
+def is_stopped_while_some_are_held(program: Program, application: Flask) -> bool:
+    """Stop a program at an instant at which its sender holds deliveries, so that they are held for as long as we look.
+
+    Return whether it did.
+    """
+    program.process.send_signal(signal.SIGSTOP)
+    if not (held := are_held(application)):
+        program.process.send_signal(signal.SIGCONT)
+    return held
 
 
 def are_held(application: Flask) -> bool:

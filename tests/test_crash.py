@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(180)
 
 def test_nobody_is_lost_when_senders_are_killed(mariadb_server: mariadb.Server) -> None:
     with crash.scene(mariadb_server.create_database("crash_kill"), latency=0.06) as stage:
-        figures = crash.kill(stage, recipients=400, kills=[(1, 5), (2, 5)], lease=3)
+        figures = crash.kill(stage, recipients=400, kills=[(1, 5), (2, 5)], lease=10)
 
     print(figures)
     figures.check()
@@ -84,9 +84,12 @@ def test_the_longest_transaction_of_a_fill_is_that_of_its_slowest_commit(
     with crash.scene(mariadb_server.create_database("crash_timed")) as stage:
         stage.register(15)
         broadcast_id = stage.start()
+        outside = []
         for seconds in (0.1, 0.5, 0.0):
+            begun = time.monotonic()
             with stage.sessions.begin() as session:
                 assert fill(session, broadcast_id)
                 time.sleep(seconds)
+            outside.append(time.monotonic() - begun)
 
-    assert 0.5 <= sender_process.longest_fill(tmp_path / "calls") < 1.5
+    assert 0.5 <= sender_process.longest_fill(tmp_path / "calls") <= max(outside)

@@ -20,6 +20,14 @@ def flow_at(rate: float, *, seconds: float = 0.2, processor_seconds: float = 0.0
     return made
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 @pytest.mark.parametrize(
     ("rate", "call_seconds", "calls"),
     [
@@ -76,13 +84,13 @@ def test_scarce_bulk_calls_are_left_alone_where_calls_of_one_recipient_are_enoug
 
 
 def test_while_calls_are_kept_apart_none_is_a_bulk_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = flow_at(300.0, scarce=True)
-    monkeypatch.setattr(flow, "APART_SECONDS", 0.05)
+    clock, calls = Clock(), flow_at(300.0, scarce=True)
+    monkeypatch.setattr(flow, "time", clock)
 
     calls.keep_apart()
 
     assert (calls.is_apart, calls.has_scarce_bulk_calls, calls.recipients_a_call()) == (True, False, 1)
-    time.sleep(0.06)
+    clock.now += flow.APART_SECONDS + 0.001
     assert (calls.is_apart, calls.has_scarce_bulk_calls) == (False, True)
 
 
@@ -102,14 +110,6 @@ def test_who_cannot_keep_up_claims_no_more_ahead() -> None:
     assert (ahead, calls.calls_ahead()) == (11, 0)
     calls.departure(time.monotonic() + 1.0, 1)
     assert calls.calls_ahead() == ahead
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,9 @@ def test_what_is_closed_or_shown_hides_nothing(html: str) -> None:
     ],
 )
 def test_reading_takes_no_longer_than_it_should(piece: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
 
     find_place(piece * (200_000 // len(piece)))
     find_place("<body>" + piece * (200_000 // len(piece)))
 
-    assert time.monotonic() - begun < 5.0
+    assert time.process_time() - begun < 5.0

@@ -93,7 +93,7 @@ def running(sender: Sender) -> Iterator[None]:
         yield
     finally:
         sender.stop()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -447,7 +447,10 @@ def test_a_turn_for_which_nothing_is_queued_is_left_to_others(scarce: Sender) ->
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_a_turn_for_which_too_few_are_left_is_not_taken(scarce: Sender, mailer: ScriptedMailer, left: int) -> None:
+def test_a_turn_for_which_too_few_are_left_is_not_taken(
+    scarce: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr(sender_module, "LATE_SECONDS", 60.0)
     commit(ledger.fill, 1)
     turn_at = commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one())
     scarce.look()
@@ -842,7 +845,7 @@ def test_nothing_that_a_look_waits_for_holds_the_claims_up(
     monkeypatch.setattr(scripted, "look", look_slowly)
     monkeypatch.setattr(flow, "LARGEST_LOT", mailer.largest)
     with running(scripted):
-        until(lambda: len(mailer.sent) == 6, 5)
+        until(lambda: len(mailer.sent) == 6, 15)
         answered.set()
 
 

@@ -25,7 +25,7 @@ from .waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
-ORDERS = Orders(lease=4.0, batch_seconds=0.05)
+ORDERS = Orders(lease=10.0, batch_seconds=0.05)
 """Few recipients a call, so that a worker can be killed between two calls."""
 
 

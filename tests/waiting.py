@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 100.0) -> None:
     """Wait for a condition. Raises AssertionError when it does not come true in time."""
     give_up = time.monotonic() + seconds
     while not condition():
