@@ -26,7 +26,7 @@ from . import report, servers
 
 FLOOD = 100_000
 THROUGH_MOTO = 500
-"""Few, because moto takes the longer for each message the more of them it has."""
+"""Few, because moto takes longer for each message the more it holds."""
 HARD, COMPLAINED = 50, 1000
 """One event in so many is a hard bounce, or a complaint; the others are deliveries."""
 

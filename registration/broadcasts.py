@@ -251,7 +251,7 @@ def hold(session: Session, broadcast_id: int, *, reason: str, now: datetime) -> 
 def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetime, *, since: datetime | None) -> bool:
     """Let a broadcast rest until somebody resumes it, and say why, unless somebody paused it; return whether it did.
 
-    `since` is the break before, as whoever found the reason knew it: if there was another, the reason is old.
+    `since` is the last break that the caller knew of: if there has been another, its reason is out of date.
     """
     is_news = Broadcast.circuit_broken_at.is_not_distinct_from(since)
     values = {"reason": reason, "resume_at": None, "circuit_broken_at": now}
@@ -445,7 +445,7 @@ def _move(
     """Change the status of a broadcast if it may come to it; return whether it did. Raises UnknownBroadcastException.
 
     It is locked by its id first. A condition about the status lets a database come to the row by the index of
-    statuses, and of two that come from both sides one would have to give way.
+    statuses, and of two that come from both sides one would have to give way. Once more is harmless, for who has it.
     """
     _lock_row(session, broadcast_id)
     movable = [Broadcast.id == broadcast_id, Broadcast.status.in_(sorted(MOVES[status]))]

@@ -107,8 +107,8 @@ def send(
     if not yes:
         click.echo(terminal.forecast(_forecast(whom), message.subject))
         click.confirm("Send it?", abort=True)
+    begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend)
     try:
-        begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend)
         broadcast_id = commit_step(begin)
     except RepeatedBroadcastException as repetition:
         db.session.rollback()

@@ -67,7 +67,7 @@ class ConfirmationSender:
             limit = int(min(most, max(1.0, rate * LOT_SECONDS)))
             taken = confirmations.take(session, now, tokens=self.tokens, limit=limit)
             wait = pacing.reserve(session, len(taken), rate=rate, now=now.timestamp()) if taken else 0.0
-            if wait > RESTING_SECONDS:  # all have begun to rest since we looked
+            if wait > RESTING_SECONDS:  # others came first, or all rest since we looked
                 session.rollback()
                 return 0.0
         self._unsent, self._taken_at = deque(taken), now

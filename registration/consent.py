@@ -14,6 +14,7 @@ from .addresses import Address
 from .db import rows_matched
 from .models import (
     ConfirmationMail,
+    ConfirmationRequest,
     Installation,
     Registration,
     RegistrationStatus,
@@ -76,13 +77,13 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     The row stays, because the ledger names it, and the count goes down by one wherever its id is.
     """
     counting.lock(session)
-    confirmations.drop(session, _is(who))  # before the registration is locked, as the sender takes them
+    confirmations.drop(session, _is(who))  # before the registration is locked, in the order of who takes them
     there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
     if (found := session.execute(there.with_for_update()).one_or_none()) is None:
         return False
     registration_id, key = found
     erasures.note(session, key, tokens=tokens, now=now)
-    for table in (Installation, SoftBounce):
+    for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == registration_id))
     mailbox = addresses.mailbox(key)
     session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == registration_id).values(next_id=None))

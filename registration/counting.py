@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from .db import repeatable, rows_matched
@@ -78,8 +78,8 @@ def take_away(session: Session) -> None:
 class ConfirmedCount:
     """How many registrations get notices, where each has to be confirmed first; for any number of threads.
 
-    That goes through all of them, so it is looked up only when somebody asks, and once a minute at most. Meanwhile the
-    others are told the number of before: if the database hangs, they are not to wait for one another.
+    That goes through all of them, so it is looked up only when somebody asks, and once a minute at most. While one
+    thread counts, the others are told the previous number, so that they do not queue up behind a database that hangs.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -95,7 +95,7 @@ class ConfirmedCount:
         active = select(func.count()).where(Registration.status == RegistrationStatus.ACTIVE)
         try:
             self._known = repeatable(self._engine, lambda connection: connection.execute(active).scalar_one())
-        except DBAPIError:
+        except SQLAlchemyError:
             self._fresh_until = 0.0
             raise
         return self._known

@@ -40,7 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -205,9 +205,10 @@ def _ask_for_time(session: Session) -> tuple[float, timedelta]:
     return seconds, there - asked_at - timedelta(seconds=seconds / 2)
 
 
-def is_deadlock(error: DBAPIError) -> bool:
+def is_deadlock(error: SQLAlchemyError) -> bool:
     """Return whether two transactions waited for each other and this one had to give way; it may be tried again."""
-    return bool(error.orig and error.orig.args and error.orig.args[0] == LOCK_DEADLOCK)
+    original = error.orig if isinstance(error, DBAPIError) else None
+    return bool(original and original.args and original.args[0] == LOCK_DEADLOCK)
 
 
 def _was_dead(error: DBAPIError, begun: float) -> bool:

@@ -36,8 +36,8 @@ def of_address(session: Session, key: str) -> dict[str, Any] | None:
     due = select(ConfirmationRequest.due_at).where(ConfirmationRequest.registration_id == known.id)
     soft_bounces = select(func.count()).where(SoftBounce.registration_id == known.id)
     return {
-        **{name: _plain(getattr(known, name)) for name in names},
-        "confirmation_due_at": _plain(session.execute(due).scalar()),
+        **{name: plain(getattr(known, name)) for name in names},
+        "confirmation_due_at": plain(session.execute(due).scalar()),
         "soft_bounces": session.execute(soft_bounces).scalar_one(),
         "installations": _plain_rows(session, installations.order_by(Installation.id)),
         "mails": _plain_rows(session, mails),
@@ -45,10 +45,11 @@ def of_address(session: Session, key: str) -> dict[str, Any] | None:
 
 
 def _plain_rows(session: Session, query: Executable) -> list[dict[str, Any]]:
-    return [{name: _plain(value) for name, value in row.items()} for row in session.execute(query).mappings()]
+    return [{name: plain(value) for name, value in row.items()} for row in session.execute(query).mappings()]
 
 
-def _plain(value: Any) -> str | None:
+def plain(value: Any) -> str | None:
+    """Return a value of the database as text that tells it to people and to JSON; None stays None."""
     if value is None:
         return None
     return value.isoformat() if isinstance(value, datetime) else str(value)

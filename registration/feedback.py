@@ -352,8 +352,9 @@ def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> 
     Who takes other events of the same registrations waits: what each does depends on what the others have done.
     """
     matched = [(match.event, match.delivery) for match in matches if match.delivery is not None]
-    concerned = Registration.id.in_({delivery.registration_id for _, delivery in matched})
-    session.execute(select(Registration.id).where(concerned).order_by(Registration.id).with_for_update()).all()
+    if concerned := {delivery.registration_id for _, delivery in matched}:
+        those = select(Registration.id).where(Registration.id.in_(concerned)).order_by(Registration.id)
+        session.execute(those.with_for_update()).all()
     unsent = {delivery.id: event for event, delivery in matched if delivery.status is not DeliveryStatus.SENT}
     ledger.accept(session, {number: unsent[number].message_id for number in sorted(unsent)}, now)
     _note(session, matched)

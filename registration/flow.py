@@ -17,7 +17,8 @@ AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
 """How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
 both together, and a pause takes no longer."""
 RESTING_SECONDS = 2 * (AHEAD_SECONDS + LOT_SECONDS)
-"""From how far away the next free instant means that all senders rest: claims made ahead do not explain it."""
+"""From how far away the next free instant means that all senders rest, because claims made ahead do not explain it; at
+less than two recipients a second they may."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48

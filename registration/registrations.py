@@ -1,4 +1,4 @@
-"""Registrations: what comes in becomes a row, at once and once. What becomes of it later is in `consent`."""
+"""Registrations: what comes in becomes a row, at once and once. What is said about it later is in `consent`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from . import broadcasts, ledger, mailers, pacing
@@ -273,8 +273,9 @@ class Sender:
         if batch is None:
             return []
         wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
-        if wait > RESTING_SECONDS:  # all have begun to rest since we looked, and nobody is to be held claimed for that
+        if wait > RESTING_SECONDS:  # others came first, or all rest since we looked: nobody is held claimed for so long
             session.rollback()
+            self._claim_at = time.monotonic() + LOOK_SECONDS
             return None
         parts = [batch.recipients[start : start + largest] for start in range(0, len(batch.recipients), largest)]
         return [
@@ -369,7 +370,7 @@ class Sender:
                     give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
                 if time.monotonic() > give_up:
                     raise
-                if isinstance(error, OperationalError) and is_deadlock(error):
+                if is_deadlock(error):
                     continue
                 self._expire_from = time.monotonic() + GRACE_SECONDS
                 log.warning("outcomes could not be written down yet", extra={"calls": len(settled)})
@@ -421,7 +422,7 @@ class Sender:
         try:
             return piece_of_work()
         except SQLAlchemyError as error:
-            if isinstance(error, OperationalError) and is_deadlock(error):
+            if is_deadlock(error):
                 log.info("the sender gave way to somebody else in the database")
                 return False
             self._expire_from = time.monotonic() + GRACE_SECONDS

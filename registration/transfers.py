@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, consent, counting, versions
+from . import addresses, consent, counting, dossiers, versions
 from .addresses import Address
 from .errors import InvalidEmailException
 from .models import (
@@ -166,7 +166,7 @@ def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
     ids = (Registration.id > window, Registration.id <= window + IDS_AT_ONCE)
     those = lines.where(*ids, Registration.status != RegistrationStatus.ERASED)
     rows = session.execute(those.order_by(Registration.id, Installation.id))
-    return [tuple(_plain(value) or "" for value in row) for row in rows]
+    return [tuple(dossiers.plain(value) or "" for value in row) for row in rows]
 
 
 def _time(texts: Mapping[str, str], name: str, now: datetime) -> datetime | None:
@@ -220,12 +220,6 @@ def _take_off(session: Session, lines: Sequence[Line]) -> None:
         consent.take_off(session, keys, status)
 
 
-def _plain(value: Any) -> str | None:
-    if value is None:
-        return None
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
 def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
     """Store the installations of lines; one that is known was last seen at the latest time that a line told."""
     reporting = [line for line in lines if line.version or line.distribution]
@@ -259,7 +253,7 @@ def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
             "first_seen_at": min(line.created_at, line.last_seen_at),
             "last_seen_at": line.last_seen_at,
         }
-        for (registration_id, version, distribution), line in new.items()
+        for (registration_id, version, distribution), line in sorted(new.items(), key=lambda one: one[0][0])
     ]
     if rows:
         session.execute(insert(Installation), rows)

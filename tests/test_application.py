@@ -213,6 +213,7 @@ def is_stopped_while_some_are_held(program: Program, application: Flask) -> bool
     Return whether it did.
     """
     program.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, program.process.pid, os.WSTOPPED)
     if not (held := are_held(application)):
         program.process.send_signal(signal.SIGCONT)
     return held

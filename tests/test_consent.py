@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from registration import addresses, confirmations, consent, services
 from registration.db import AUTOCOMMIT, db
-from registration.models import Registration, Variation
+from registration.models import ConfirmationRequest, Registration, Variation
 from registration.models import RegistrationStatus as S
 from registration.tokens import ConfirmationLink
 
@@ -113,6 +113,23 @@ def test_an_erasure_waits_for_a_sender_that_takes_the_confirmation_mail(applicat
 
     assert taken.email == email
     assert db.session.execute(select(Registration.status)).scalar_one() is S.ERASED
+
+
+def test_an_erasure_deletes_a_confirmation_that_is_asked_for_while_it_begins() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has one writer at a time")
+    [email] = factories.register(status=S.UNCONFIRMED)
+
+    def ask(*arguments: Any) -> None:
+        if arguments[2].startswith("SELECT registration.id, registration.email_key"):
+            with db.engines[AUTOCOMMIT].connect() as connection:
+                confirmations.request(connection, email, NOW)
+
+    event.listen(db.engine, "before_cursor_execute", ask)
+    erase(email)
+    event.remove(db.engine, "before_cursor_execute", ask)
+
+    assert db.session.execute(select(ConfirmationRequest.due_at)).scalars().all() == []
 
 
 def register(email: str) -> uuid.UUID:

@@ -328,7 +328,7 @@ def test_a_database_that_listens_and_does_not_speak_is_answered_in_seconds(
         client = make_application(f"mysql+pymysql://root@127.0.0.1:{silent.getsockname()[1]}/none").test_client()
         begun = time.monotonic()
         response = client.open(path, method=method, data={"email": "ann@example.org"}, headers=HEADERS)
-        assert time.monotonic() - begun < 2 * QUICK_SECONDS
+        assert time.monotonic() - begun < QUICK_SECONDS + 2
 
     assert_unavailable(response)
 
@@ -360,7 +360,7 @@ def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
         for path in ("/ready", UNIQUE, "/ready", UNIQUE, UNIQUE, UNIQUE):
             begun = time.monotonic()
             assert_unavailable(client.get(path))
-            assert time.monotonic() - begun < 2 * QUICK_SECONDS
+            assert time.monotonic() - begun < QUICK_SECONDS + 2
     finally:
         own_server.process.send_signal(signal.SIGCONT)
 

@@ -93,6 +93,19 @@ def test_an_installation_that_reports_itself_beside_an_import_stays_as_new(appli
         assert db.session.execute(select(Installation.last_seen_at)).scalar_one() == NOW
 
 
+def test_installations_are_stored_in_the_order_of_their_registrations(application: Flask) -> None:
+    """As events come to the same registrations, whatever the order of the table."""
+    emails = ["ann@example.org", "bob@example.org", "cleo@example.org"]
+    with application.app_context():
+        factories.register_as(*emails)
+        lines = [parse(email=email, version="7.0.2") for email in reversed(emails)]
+        transfers.take_in(db.session(), lines, is_erased=lambda *_: set())
+
+        order = db.session.execute(select(Installation.registration_id).order_by(Installation.id)).scalars().all()
+        assert len(order) == 3
+        assert order == sorted(order)
+
+
 def test_two_imports_wait_for_each_other(application: Flask) -> None:
     with application.app_context():
         if db.engine.dialect.name != "mysql":

@@ -61,8 +61,10 @@ def start() -> ResponseReturnValue:
         if not fields.text("test").strip():
             raise InvalidEmailException("An e-mail address is needed, in the field `test`.")
         return _send_test(message, addresses.normalise(fields.text("test")).stored)
-    begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent)
-    return _begin(partial(begin, resend=resend, idempotency_key=key))
+    begin = partial(
+        broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend, idempotency_key=key
+    )
+    return _begin(begin)
 
 
 @bp.get("")
@@ -132,11 +134,11 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _begin(start: Callable[[Session], int]) -> ResponseReturnValue:
+def _begin(begin: Callable[[Session], int]) -> ResponseReturnValue:
     """Start a broadcast and watch it, or the one that the request repeats."""
 
     def step(session: Session) -> tuple[int, int]:
-        started = start(session)
+        started = begin(session)
         return started, broadcasts.recipients_of(session, started)
 
     try:
