@@ -445,11 +445,12 @@ def _move(
     """Change the status of a broadcast if it may come to it; return whether it did. Raises UnknownBroadcastException.
 
     It is locked by its id first. A condition about the status lets a database come to the row by the index of
-    statuses, and of two that come from both sides one would have to give way. Once more is harmless, for who has it.
+    statuses, and of two that come from both sides one would have to give way.
     """
-    _lock_row(session, broadcast_id)
-    movable = [Broadcast.id == broadcast_id, Broadcast.status.in_(sorted(MOVES[status]))]
-    return rows_matched(session, update(Broadcast).where(*movable, *conditions).values(status=status, **values))
+    if _lock_row(session, broadcast_id) not in MOVES[status]:
+        return 0
+    this = Broadcast.id == broadcast_id
+    return rows_matched(session, update(Broadcast).where(this, *conditions).values(status=status, **values))
 
 
 def _identity(whom: Audience) -> list[str]:

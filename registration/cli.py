@@ -111,7 +111,6 @@ def send(
     try:
         broadcast_id = commit_step(begin)
     except RepeatedBroadcastException as repetition:
-        db.session.rollback()
         advice = "Nobody gets it again." if resend else "Nobody gets it again, unless you add --resend."
         click.echo(f"{repetition} {advice}", err=True)
         click.echo(terminal.details(_progress(repetition.broadcast_id), _now()))

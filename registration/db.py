@@ -40,7 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -156,11 +156,14 @@ def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
 
 
 def commit_step(step: Callable[[Session], Result], tries: int = TRIES) -> Result:
-    """Take one step in `db.session` and commit it; again when the database had to choose between it and another."""
+    """Take one step in `db.session` and commit it; again when the database had to choose between it and another.
+
+    A step that fails leaves nothing behind in the session.
+    """
     try:
         done = step(db.session())
         db.session.commit()
-    except OperationalError as error:
+    except Exception as error:
         db.session.rollback()
         if tries == 1 or not is_deadlock(error):
             raise
@@ -205,7 +208,7 @@ def _ask_for_time(session: Session) -> tuple[float, timedelta]:
     return seconds, there - asked_at - timedelta(seconds=seconds / 2)
 
 
-def is_deadlock(error: SQLAlchemyError) -> bool:
+def is_deadlock(error: Exception) -> bool:
     """Return whether two transactions waited for each other and this one had to give way; it may be tried again."""
     original = error.orig if isinstance(error, DBAPIError) else None
     return bool(original and original.args and original.args[0] == LOCK_DEADLOCK)

@@ -18,7 +18,6 @@ from datetime import timedelta
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import Result
@@ -35,7 +34,7 @@ from registration.messages import Message
 from registration.models import BroadcastStatus, Pace
 from registration.sender import Sender
 
-from . import factories, ledgers, ses_events
+from . import factories, failing, ledgers, ses_events
 from .conftest import HEADERS
 
 Run = Callable[..., Result]
@@ -332,20 +331,11 @@ def test_a_start_that_gave_way_to_another_is_tried_again(
     application: Flask, sender: Sender, run: Run, notice: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(application, 1)
-    deadlocks = [OperationalError("", {}, Exception(1213, "Deadlock found"))]
-    begin = broadcasts.start
-
-    def give_way(*arguments: Any, **named: Any) -> int:
-        broadcast_id = begin(*arguments, **named)
-        if deadlocks:
-            raise deadlocks.pop()
-        return broadcast_id
-
-    monkeypatch.setattr(broadcasts, "start", give_way)
+    left = failing.at_first(monkeypatch, broadcasts, "start", failing.deadlock())
     with working(sender):
         result = run("send", "--title", "Update now", notice, "--yes")
 
-    assert (result.exit_code, deadlocks) == (0, [])
+    assert (result.exit_code, left) == (0, [])
 
 
 def test_without_a_sender_it_says_so_and_how_to_start_one(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from registration.models import RegistrationStatus as S
 from registration.tokens import ConfirmationLink
 
 from . import factories
+from .people import erase, register
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -130,17 +130,6 @@ def test_an_erasure_deletes_a_confirmation_that_is_asked_for_while_it_begins() -
     event.remove(db.engine, "before_cursor_execute", ask)
 
     assert db.session.execute(select(ConfirmationRequest.due_at)).scalars().all() == []
-
-
-def register(email: str) -> uuid.UUID:
-    registrar = services.current().registrar
-    return registrar.register(addresses.normalise(email), product_id=uuid.uuid4(), now=NOW)
-
-
-def erase(email: str) -> None:
-    tokens = services.current().tokens
-    consent.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
-    db.session.commit()
 
 
 def test_erasing_a_plain_address_erases_it_from_the_note_of_a_variation_that_stays() -> None:

@@ -29,7 +29,7 @@ from registration.messages import Message
 from registration.models import Broadcast, BroadcastRequest, Delivery, RegistrationStatus
 from registration.web import control
 
-from . import factories, ses_events
+from . import factories, failing, ses_events
 from .conftest import HEADERS, PIN
 from .ledgers import NOW, claim, commit, filled, lines, settle
 from .waiting import until
@@ -444,35 +444,20 @@ def test_a_step_that_gave_way_to_a_sender_is_taken_again(
 ) -> None:
     register(application, 1)
     broadcast_id = post(client, **NOTICE).json["broadcastId"]
-    deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
-    pause = broadcasts.pause
-
-    def give_way(*arguments: Any) -> None:
-        if deadlocks:
-            raise deadlocks.pop()
-        pause(*arguments)
-
-    monkeypatch.setattr(broadcasts, "pause", give_way)
+    left = failing.at_first(monkeypatch, broadcasts, "pause", failing.deadlock())
 
     assert post(client, f"/{broadcast_id}/pause").json["status"] == "paused"
+    assert left == []
 
 
 def test_a_start_that_gave_way_to_another_is_tried_again(
     application: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(application, 1)
-    deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
-    start = broadcasts.start
-
-    def give_way(*arguments: Any, **named: Any) -> int:
-        broadcast_id = start(*arguments, **named)
-        if deadlocks:
-            raise deadlocks.pop()
-        return broadcast_id
-
-    monkeypatch.setattr(broadcasts, "start", give_way)
+    left = failing.at_first(monkeypatch, broadcasts, "start", failing.deadlock())
 
     assert "repeated" not in post(client, **NOTICE).json
+    assert left == []
     assert [told["title"] for told in get(client).json["broadcasts"]] == [NOTICE["title"]]
 
 

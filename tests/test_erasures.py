@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +21,7 @@ from registration.registrations import Registrar
 from registration.tokens import Tokens
 
 from . import factories
+from .people import erase, register
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -30,18 +30,6 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 def _in_context(application: Flask):
     with application.app_context():
         yield
-
-
-def register(email: str) -> uuid.UUID:
-    registrar = services.current().registrar
-    return registrar.register(addresses.normalise(email), product_id=uuid.uuid4(), now=NOW)
-
-
-def erase(email: str) -> bool:
-    tokens = services.current().tokens
-    was_there = consent.erase(db.session(), addresses.normalise(email), tokens=tokens, now=NOW)
-    db.session.commit()
-    return was_there
 
 
 def statuses() -> list[S]:

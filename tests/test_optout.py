@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pymysql
 import pytest
 from babel.messages.extract import extract_from_file
 from babel.messages.mofile import read_mo
@@ -16,7 +15,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 from markupsafe import escape
 from sqlalchemy import event, func, insert, select, update
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registration import ROOT, addresses, consent, counting, erasures, ledger, services
@@ -32,7 +30,7 @@ from registration.models import (
 )
 from registration.web import headers, optout
 
-from . import factories
+from . import factories, failing
 
 S = RegistrationStatus
 CATALOGUES = sorted((ROOT / "registration" / "translations").glob("*/LC_MESSAGES/messages.po"))
@@ -249,18 +247,10 @@ def test_what_the_database_had_to_choose_against_is_done_again(
     factories.register()
     ways = {"opt_out": path(), "undo_opt_out": f"{path()}/undo", "erase": f"{path()}/erase"}
     ways["confirm"] = services.current().tokens.confirmation_url(row().product_id, datetime.now(UTC))
-    deadlocks = [OperationalError("", {}, pymysql.err.OperationalError(1213, "Deadlock found"))]
-    step = getattr(consent, call)
-
-    def give_way(*arguments: Any, **named: Any) -> Any:
-        if deadlocks:
-            raise deadlocks.pop()
-        return step(*arguments, **named)
-
-    monkeypatch.setattr(consent, call, give_way)
+    left = failing.at_first(monkeypatch, consent, call, failing.deadlock())
 
     assert client.post(ways[call].removeprefix("http://127.0.0.1:5000")).status_code == 200
-    assert deadlocks == []
+    assert left == []
 
 
 def test_erasing_leaves_a_keyed_hash_and_lowers_the_count_once(client: FlaskClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -25,24 +25,13 @@ from registration.models import (
 from registration.registrations import InstallationReport, Registrar
 
 from . import factories
-
-NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+from .people import IP_ADDRESS, NOW, register
 
 
 @pytest.fixture(autouse=True)
 def _in_context(application: Flask):
     with application.app_context():
         yield
-
-
-def register(email: str, *, installation: InstallationReport | None = None, now: datetime = NOW) -> uuid.UUID:
-    return registrar().register(
-        addresses.normalise(email),
-        product_id=uuid.uuid4(),
-        now=now,
-        ip_address="192.0.2.1",
-        installation=installation,
-    )
 
 
 def registrar() -> Registrar:
@@ -54,7 +43,7 @@ def test_a_registration_is_stored_as_given_and_unique_by_its_key() -> None:
 
     stored = db.session.execute(select(Registration)).scalar_one()
     assert (stored.email, stored.email_key) == ("Ann@Example.org", "ann@example.org")
-    assert (stored.product_id, stored.ip_address, stored.created_at) == (product_id, "192.0.2.1", NOW)
+    assert (stored.product_id, stored.ip_address, stored.created_at) == (product_id, IP_ADDRESS, NOW)
     assert stored.status is RegistrationStatus.ACTIVE
     with pytest.raises(AlreadyRegisteredException):
         register("ann@example.org")

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from registration import addresses, services, versions
+from registration import versions
 from registration.db import db
 from registration.models import Installation
 from registration.reports import InstallationReport
 
-NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+from .people import NOW, register
 
 
 @pytest.fixture(autouse=True)
 def _in_context(application: Flask):
     with application.app_context():
         yield
-
-
-def register(email: str, *, installation: InstallationReport, now: datetime = NOW) -> None:
-    address = addresses.normalise(email)
-    services.current().registrar.register(address, product_id=uuid.uuid4(), now=now, installation=installation)
 
 
 def test_each_version_and_distribution_is_remembered_once_with_first_and_last_time_seen() -> None:

@@ -35,7 +35,7 @@ from registration.models import (
 from registration.pacing import BulkTurn
 from registration.sender import Call, Sender
 
-from . import factories, ledgers
+from . import factories, failing, ledgers
 from .ledgers import commit
 from .stepping import step, work
 from .waiting import until
@@ -424,7 +424,8 @@ def test_nobody_is_held_claimed_when_all_begin_to_rest_just_then(
 
     monkeypatch.setattr(pacing, "free_in", then_all_rest)
 
-    assert scripted._claim_lot() == []
+    assert not scripted._claim_ahead()
+    assert scripted._has_more
     assert {(line.status, line.attempts) for line in ledgers.lines(broadcast_id)} == {(DeliveryStatus.QUEUED, 0)}
 
 
@@ -473,18 +474,11 @@ def test_a_deadlock_over_outcomes_is_tried_again_at_once(
 ) -> None:
     factories.register(1)
     broadcast_id = factories.start_broadcast()
-    failures, settle = [OperationalError("", {}, Exception(1213, "deadlock"))], ledger.settle
-
-    def settle_at_last(*arguments: object) -> None:
-        if failures:
-            raise failures.pop()
-        settle(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ledger, "settle", settle_at_last)
+    left = failing.at_first(monkeypatch, ledger, "settle", failing.deadlock())
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", math.inf)
     work(scripted)
 
-    assert progress(broadcast_id).sent == 1
+    assert (progress(broadcast_id).sent, left) == (1, [])
 
 
 def test_a_refused_bulk_call_slows_nothing_down_where_they_are_scarce(scarce: Sender, mailer: ScriptedMailer) -> None:
@@ -570,19 +564,13 @@ def test_outcomes_survive_a_database_that_is_away_for_a_moment(
     factories.register(1)
     broadcast_id = factories.start_broadcast()
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
-    failures = [OperationalError("", {}, Exception("gone")), OperationalError("", {}, Exception("gone"))]
-    settle = ledger.settle
-
-    def settle_at_last(*arguments: object) -> None:
-        if failures:
-            raise failures.pop()
-        settle(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ledger, "settle", settle_at_last)
+    gone = OperationalError("", {}, Exception("gone"))
+    left = failing.at_first(monkeypatch, ledger, "settle", gone, gone)
 
     work(scripted)
 
     assert progress(broadcast_id).sent == len(mailer.sent) == 1
+    assert left == []
 
 
 def gone(*_: object) -> None:
@@ -856,15 +844,7 @@ def test_the_loop_outlives_any_failure(
     factories.register(1)
     factories.start_broadcast()
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
-    underway = broadcasts.underway
-    failures = [error]
-
-    def fail_once(*arguments: object) -> Sequence[int]:
-        if failures:
-            raise failures.pop()
-        return underway(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(broadcasts, "underway", fail_once)
+    failing.at_first(monkeypatch, broadcasts, "underway", error)
     with running(scripted):
         until(lambda: mailer.sent)
 
@@ -876,20 +856,13 @@ def test_whoever_gives_way_to_others_goes_on_without_a_rest(
 ) -> None:
     factories.register(1)
     factories.start_broadcast()
-    failures, fill = [OperationalError("", {}, Exception(1213, "deadlock"))], ledger.fill
+    left = failing.at_first(monkeypatch, ledger, "fill", failing.deadlock())
     expire_from = scripted._expire_from
-
-    def fill_at_last(session: Session, broadcast_id: int) -> bool:
-        if failures:
-            raise failures.pop()
-        return fill(session, broadcast_id)
-
-    monkeypatch.setattr(ledger, "fill", fill_at_last)
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", math.inf)
     with running(scripted):
         until(lambda: mailer.sent)
 
-    assert (failures, scripted._expire_from) == ([], expire_from)
+    assert (left, scripted._expire_from) == ([], expire_from)
 
 
 def test_what_waits_is_not_given_back_one_by_one_to_a_database_that_is_away(

@@ -144,7 +144,6 @@ def _begin(begin: Callable[[Session], int]) -> ResponseReturnValue:
     try:
         broadcast_id, recipients = commit_step(step)
     except RepeatedBroadcastException as repetition:
-        db.session.rollback()
         return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     services.current().wake()
