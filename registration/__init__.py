@@ -24,7 +24,7 @@ from config import WEB_CONNECTIONS, Config
 
 from . import cli, event_queue, registrations_cli, services
 from .counting import ConfirmedCount
-from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, db, engine_options, fail_fast
+from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, close_session, db, engine_options, fail_fast
 from .domains import Domains, MailServers
 from .event_queue import RECEIVERS, EventQueue
 from .flow import MOST_IN_FLIGHT
@@ -82,6 +82,7 @@ def _set_up_database(application: Flask, url: str) -> None:
         },
     )
     db.init_app(application)
+    application.teardown_appcontext(close_session)
     with application.app_context():
         for engine in () if is_file else db.engines.values():
             fail_fast(engine)

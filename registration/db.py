@@ -139,18 +139,19 @@ class Names(TypeDecorator[StrEnum]):
 
 
 def repeatable(engine: Engine, work: Callable[[Connection], Result]) -> Result:
-    """Do work on a connection that may be dead, and once more on a new one if it was or had to give way to another.
+    """Do work on a connection that may be dead, and again on a new one if it was or had to give way to another.
 
     Cheaper than to ask each connection first whether it lives, and without the moment between answer and use; for
     work that may be done twice.
     """
     begun = time.monotonic()
-    try:
-        with engine.connect() as connection:
-            return work(connection)
-    except DBAPIError as error:
-        if not (_was_dead(error, begun) or is_deadlock(error)):
-            raise
+    for _ in range(TRIES - 1):
+        try:
+            with engine.connect() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            if not (_was_dead(error, begun) or is_deadlock(error)):
+                raise
     with engine.connect() as connection:
         return work(connection)
 
@@ -179,6 +180,17 @@ def commit_steps(step: Callable[..., bool]) -> None:
     if commit_step(step):
         while commit_step(partial(step, begun=True)):
             pass
+
+
+def close_session(_: BaseException | None) -> None:
+    """Give back what `db.session` holds when a request ends; a connection that is lost by then costs nobody an answer.
+
+    Its rollback would fail where no error handler is left, after the answer was made and what it tells was committed.
+    """
+    try:
+        db.session.remove()
+    except DBAPIError:
+        db.session().invalidate()
 
 
 def database_time(session: Session) -> datetime:

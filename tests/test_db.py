@@ -20,6 +20,7 @@ from registration.db import (
     LOCK_SECONDS,
     REFUSED_SECONDS,
     ROWS,
+    TRIES,
     clock_offset,
     commit_steps,
     database_time,
@@ -30,6 +31,7 @@ from registration.db import (
 )
 from registration.models import Registration, RegistrationStatus, WrongPin
 
+from . import failing
 from .ledgers import commit
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
@@ -238,6 +240,24 @@ def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
             engine.connect()
 
     assert time.monotonic() - begun < 2 * CONNECT_SECONDS
+
+
+@pytest.mark.parametrize(("times", "is_done"), [(TRIES - 1, True), (TRIES, False)])
+def test_who_gives_way_again_and_again_is_tried_a_few_times(application: Flask, times: int, *, is_done: bool) -> None:
+    deadlocks = [failing.deadlock()] * times
+
+    def work(_: Connection) -> str:
+        if deadlocks:
+            raise deadlocks.pop()
+        return "done"
+
+    with application.app_context():
+        engine = db.engines[AUTOCOMMIT]
+        if is_done:
+            assert repeatable(engine, work) == "done"
+        else:
+            with pytest.raises(OperationalError):
+                repeatable(engine, work)
 
 
 def test_steps_are_taken_until_there_is_no_more_and_all_but_the_first_are_told(application: Flask) -> None:

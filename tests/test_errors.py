@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, abort
+from flask import Flask, Response, abort
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from sqlalchemy import create_engine, text
@@ -331,6 +331,30 @@ def test_a_database_that_listens_and_does_not_speak_is_answered_in_seconds(
         assert time.monotonic() - begun < QUICK_SECONDS + 2
 
     assert_unavailable(response)
+
+
+def test_a_connection_that_is_lost_once_the_answer_is_made_costs_no_answer(
+    own_server: mariadb.Server, make_application: Callable[[str], Flask]
+) -> None:
+    application = make_application(own_server.create_database("registration"))
+    with application.app_context():
+        upgrade()
+    lost = []
+
+    @application.after_request
+    def lose(response: Response) -> Response:
+        if db.session.registry.has():
+            number = db.session.execute(text("SELECT CONNECTION_ID()")).scalar_one()
+            with own_server.connect() as connection, connection.cursor() as cursor:
+                cursor.execute(f"KILL {number}")
+            lost.append(number)
+        return response
+
+    client = application.test_client()
+
+    answers = [client.get(BROADCAST, headers=HEADERS) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len(set(lost)) == 3
 
 
 def test_a_database_that_is_away_is_logged_in_a_line_with_its_code(
