@@ -85,7 +85,7 @@ def _set_up_database(application: Flask, url: str) -> None:
     application.teardown_appcontext(close_session)
     with application.app_context():
         for engine in () if is_file else db.engines.values():
-            fail_fast(engine)
+            fail_fast(engine, ping=engine is db.engine)
     Migrate(application, db, directory=str(MIGRATIONS))
 
 

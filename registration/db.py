@@ -40,9 +40,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 AUTOCOMMIT, ROWS = "autocommit", "rows"
@@ -242,17 +242,11 @@ def engine_options(
 ) -> dict[str, Any]:
     """Return the options of one engine and its pool of `pool_size` connections; a statement may take so many seconds.
 
-    A dead connection is noticed before it is used and replaced, and rolled back before it is put back; `careful` off
-    saves both round trips, for those who end every transaction themselves and try again after an error. So does
-    `autocommit`, of which `repeatable` takes care. Parameters stay out of error messages, because they hold addresses.
+    A connection is rolled back before it is put back; `careful` off saves that round trip, for those who end every
+    transaction themselves. So does `autocommit`. Parameters stay out of error messages, because they hold addresses.
     """
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}
-    options |= {
-        "pool_pre_ping": careful and not autocommit,
-        "max_overflow": 0,
-        "pool_timeout": CONNECT_SECONDS,
-        "pool_recycle": 1800,
-    }
+    options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
     if autocommit or not careful:
         options["pool_reset_on_return"] = None
     if autocommit:
@@ -289,8 +283,12 @@ def _give_up_undecided(context: ExceptionContext) -> None:
         context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
 
 
-def fail_fast(engine: Engine) -> None:
-    """Wait for a handshake no longer than for a connection; refuse others for a moment after an attempt that failed."""
+def fail_fast(engine: Engine, *, ping: bool = False) -> None:
+    """Wait for a handshake no longer than for a connection; refuse others for a moment after an attempt that failed.
+
+    With `ping`, each connection is asked whether it lives before it is used, and replaced if it does not. SQLAlchemy's
+    own `pool_pre_ping` would wait for that as long as for a statement, and then for the handshake of a new one.
+    """
     away_until = 0.0
 
     @event.listens_for(engine, "do_connect")
@@ -307,3 +305,18 @@ def fail_fast(engine: Engine) -> None:
             raise
         connection._read_timeout = named["read_timeout"]  # PyMySQL has one for the handshake and all statements
         return connection
+
+    def check(connection: Any, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+        nonlocal away_until
+        begun, for_statements = time.monotonic(), connection._read_timeout
+        connection._read_timeout = CONNECT_SECONDS
+        try:
+            connection.ping(reconnect=False)
+        except pymysql.err.Error as error:
+            if (failed_at := time.monotonic()) - begun > SLOW_SECONDS:
+                away_until = failed_at + AWAY_SECONDS
+            raise InvalidatePoolError from error
+        connection._read_timeout = for_statements
+
+    if ping:
+        event.listen(engine, "checkout", check)

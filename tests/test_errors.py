@@ -7,10 +7,12 @@ import json
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from flask import Flask, Response, abort
@@ -22,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.test import TestResponse
 
 from config import WEB_CONNECTIONS
-from registration import LARGEST_BODY, broadcasts, errors
+from registration import LARGEST_BODY, broadcasts, errors, services
 from registration.db import AUTOCOMMIT, AWAY_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, db
 from registration.web.errors import STATUS
 
@@ -376,12 +378,16 @@ def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
     with application.app_context():
         upgrade()
     client = application.test_client()
-    assert client.get(UNIQUE).status_code == 200
+    product_id = uuid.UUID(client.post(REGISTRATION, data={"email": "ann@example.org"}).json["productId"])
+    with application.app_context():
+        opt_out_page = urlsplit(services.of(application).tokens.opt_out_url(product_id)).path
+    for path in (UNIQUE, opt_out_page):
+        assert client.get(path).status_code == 200
     assert own_server.process is not None
 
     own_server.process.send_signal(signal.SIGSTOP)
     try:
-        for path in ("/ready", UNIQUE, "/ready", UNIQUE, UNIQUE, UNIQUE):
+        for path in (opt_out_page, opt_out_page, "/ready", UNIQUE, "/ready", UNIQUE, UNIQUE, opt_out_page):
             begun = time.monotonic()
             assert_unavailable(client.get(path))
             assert time.monotonic() - begun < QUICK_SECONDS + 2
@@ -389,4 +395,5 @@ def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
         own_server.process.send_signal(signal.SIGCONT)
 
     time.sleep(AWAY_SECONDS)
-    assert client.get(UNIQUE).status_code == 200
+    for path in (UNIQUE, opt_out_page):
+        assert client.get(path).status_code == 200
