@@ -24,7 +24,7 @@ from config import WEB_CONNECTIONS, Config
 
 from . import cli, event_queue, registrations_cli, services
 from .counting import ConfirmedCount
-from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, close_session, db, engine_options, fail_fast
+from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, Outage, close_session, db, engine_options
 from .domains import Domains, MailServers
 from .event_queue import RECEIVERS, EventQueue
 from .flow import MOST_IN_FLIGHT
@@ -84,8 +84,9 @@ def _set_up_database(application: Flask, url: str) -> None:
     db.init_app(application)
     application.teardown_appcontext(close_session)
     with application.app_context():
+        outage = Outage()
         for engine in () if is_file else db.engines.values():
-            fail_fast(engine, ping=engine is db.engine)
+            outage.watch(engine, ping=engine is db.engine)
     Migrate(application, db, directory=str(MIGRATIONS))
 
 
@@ -162,7 +163,7 @@ def _create_sender_engine(application: Flask) -> Engine:
         url = db.engine.url.render_as_string(hide_password=False)
     engine = create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, careful=False))
     if engine.dialect.name != "sqlite":
-        fail_fast(engine)
+        Outage().watch(engine)
     return engine
 
 

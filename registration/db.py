@@ -51,7 +51,7 @@ STATEMENT_SECONDS = 10
 QUICK_SECONDS = 4
 """What a statement about a few rows may take while somebody waits for it. Longer than it waits for a lock."""
 SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
-"""After so slow a failure to connect, nobody tries for a while: requests would queue up behind a hanging database."""
+"""After so slow a failure to connect, nobody tries for a while."""
 REFUSED_SECONDS = 0.5
 """After a quicker failure, nobody tries for a moment: getting ready for TLS is 45 ms of work for each connection."""
 LOCK_SECONDS = 3
@@ -283,40 +283,55 @@ def _give_up_undecided(context: ExceptionContext) -> None:
         context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
 
 
-def fail_fast(engine: Engine, *, ping: bool = False) -> None:
-    """Wait for a handshake no longer than for a connection; refuse others for a moment after an attempt that failed.
+class Outage:
+    """What is known of a database that is away, shared by the engines that use it.
 
-    With `ping`, each connection is asked whether it lives before it is used, and replaced if it does not. SQLAlchemy's
-    own `pool_pre_ping` would wait for that as long as for a statement, and then for the handshake of a new one.
+    After an attempt to connect that failed, or an answer that did not come in time, nobody tries for a moment: requests
+    would queue up behind a hanging database, each for as long as one may wait.
     """
-    away_until = 0.0
 
-    @event.listens_for(engine, "do_connect")
-    def connect(dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
-        nonlocal away_until
+    def __init__(self) -> None:
+        self._ends_at = 0.0
+
+    def watch(self, engine: Engine, *, ping: bool = False) -> None:
+        """Let an engine fail fast; with `ping`, a connection that is dead is noticed before it is used, and replaced.
+
+        SQLAlchemy's own `pool_pre_ping` would wait for that as long as for a statement.
+        """
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "handle_error", self._notice)
+        if ping:
+            event.listen(engine, "checkout", self._ping)
+
+    def _connect(self, dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
+        """Wait for the handshake no longer than for the connection."""
         begun = time.monotonic()
-        if begun < away_until:
+        if begun < self._ends_at:
             raise pymysql.err.OperationalError(CR_CONN_HOST_ERROR, "The database was away a moment ago.")
         try:
             connection: Any = dialect.connect(*arguments, **{**named, "read_timeout": CONNECT_SECONDS})
         except Exception:
-            failed_at = time.monotonic()
-            away_until = failed_at + (AWAY_SECONDS if failed_at - begun > SLOW_SECONDS else REFUSED_SECONDS)
+            is_slow = time.monotonic() - begun > SLOW_SECONDS
+            self._begin(AWAY_SECONDS if is_slow else REFUSED_SECONDS)
             raise
         connection._read_timeout = named["read_timeout"]  # PyMySQL has one for the handshake and all statements
         return connection
 
-    def check(connection: Any, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
-        nonlocal away_until
-        begun, for_statements = time.monotonic(), connection._read_timeout
-        connection._read_timeout = CONNECT_SECONDS
+    def _ping(self, connection: Any, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+        for_statements, connection._read_timeout = connection._read_timeout, CONNECT_SECONDS
         try:
             connection.ping(reconnect=False)
         except pymysql.err.Error as error:
-            if (failed_at := time.monotonic()) - begun > SLOW_SECONDS:
-                away_until = failed_at + AWAY_SECONDS
+            self._see(error)
             raise InvalidatePoolError from error
         connection._read_timeout = for_statements
 
-    if ping:
-        event.listen(engine, "checkout", check)
+    def _notice(self, context: ExceptionContext) -> None:
+        self._see(context.original_exception)
+
+    def _see(self, error: BaseException) -> None:
+        if isinstance(error.__context__, TimeoutError):
+            self._begin(AWAY_SECONDS)
+
+    def _begin(self, seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds

@@ -21,12 +21,12 @@ from registration.db import (
     REFUSED_SECONDS,
     ROWS,
     TRIES,
+    Outage,
     clock_offset,
     commit_steps,
     database_time,
     db,
     engine_options,
-    fail_fast,
     repeatable,
 )
 from registration.models import Registration, RegistrationStatus, WrongPin
@@ -52,6 +52,10 @@ class Clock:
 def _in_context(application: Flask):
     with application.app_context():
         yield
+
+
+def url() -> str:
+    return db.engine.url.render_as_string(hide_password=False)
 
 
 def store(created_at: datetime) -> Registration:
@@ -186,10 +190,10 @@ def test_a_database_that_refuses_connections_is_left_in_peace_for_a_moment(monke
         asked.append(clock.now)
         raise ConnectionRefusedError
 
-    monkeypatch.setitem(fail_fast.__globals__, "time", clock)
+    monkeypatch.setitem(Outage.watch.__globals__, "time", clock)
     monkeypatch.setattr(socket, "create_connection", refuse)
     engine = create_engine(**engine_options("mysql+pymysql://nobody@192.0.2.1/none", pool_size=1))
-    fail_fast(engine)
+    Outage().watch(engine)
 
     for since in (0.0, REFUSED_SECONDS / 2, REFUSED_SECONDS):
         clock.now = CLOCK_STARTS + since
@@ -209,10 +213,10 @@ def test_a_database_that_is_slow_to_fail_is_left_in_peace_for_longer(monkeypatch
         clock.now += CONNECT_SECONDS
         raise TimeoutError
 
-    monkeypatch.setitem(fail_fast.__globals__, "time", clock)
+    monkeypatch.setitem(Outage.watch.__globals__, "time", clock)
     monkeypatch.setattr(socket, "create_connection", hang)
     engine = create_engine(**engine_options("mysql+pymysql://nobody@192.0.2.1/none", pool_size=1))
-    fail_fast(engine)
+    Outage().watch(engine)
     failed_at = CLOCK_STARTS + CONNECT_SECONDS
 
     for since in (-CONNECT_SECONDS, 0.0, REFUSED_SECONDS, AWAY_SECONDS):
@@ -234,12 +238,43 @@ def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"mysql+pymysql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
         engine = create_engine(**engine_options(url, pool_size=1))
-        fail_fast(engine)
+        Outage().watch(engine)
         begun = time.monotonic()
         with pytest.raises(OperationalError):
             engine.connect()
 
     assert time.monotonic() - begun < 2 * CONNECT_SECONDS
+
+
+def test_after_an_answer_that_did_not_come_in_time_nobody_tries_to_connect() -> None:
+    """Whichever of the engines waited for it."""
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no time-out for answers")
+    outage = Outage()
+    waiting, other = (create_engine(**engine_options(url(), pool_size=1, seconds=1)) for _ in range(2))
+    for engine in (waiting, other):
+        outage.watch(engine)
+
+    with pytest.raises(OperationalError, match="timed out"), waiting.connect() as connection:
+        connection.execute(text("SELECT SLEEP(5)"))
+
+    with pytest.raises(OperationalError, match="away a moment ago"):
+        other.connect()
+
+
+def test_a_connection_that_was_cut_is_replaced_at_once() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no connections to cut")
+    engine = create_engine(**engine_options(url(), pool_size=1))
+    Outage().watch(engine, ping=True)
+    numbers = []
+    for _ in range(2):
+        with engine.connect() as connection:
+            numbers.append(connection.execute(text("SELECT CONNECTION_ID()")).scalar_one())
+        db.session.execute(text(f"KILL {numbers[-1]}"))
+
+    assert len(set(numbers)) == 2
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("times", "is_done"), [(TRIES - 1, True), (TRIES, False)])
