@@ -12,6 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -187,10 +188,8 @@ def close_session(_: BaseException | None) -> None:
 
     Its rollback would fail where no error handler is left, after the answer was made and what it tells was committed.
     """
-    try:
+    with suppress(DBAPIError):
         db.session.remove()
-    except DBAPIError:
-        db.session().invalidate()
 
 
 def database_time(session: Session) -> datetime:
@@ -286,22 +285,25 @@ def _give_up_undecided(context: ExceptionContext) -> None:
 class Outage:
     """What is known of a database that is away, shared by the engines that use it.
 
-    After an attempt to connect that failed, or an answer that did not come in time, nobody tries for a moment: requests
-    would queue up behind a hanging database, each for as long as one may wait.
+    After an attempt to connect that failed, or a ping or quick statement that was not answered in time, nobody tries to
+    connect for a moment: requests would queue up behind a hanging database, each for as long as one may wait.
     """
 
     def __init__(self) -> None:
         self._ends_at = 0.0
 
-    def watch(self, engine: Engine, *, ping: bool = False) -> None:
-        """Let an engine fail fast; with `ping`, a connection that is dead is noticed before it is used, and replaced.
+    def watch(self, engine: Engine, *, ping: bool = False, quick: bool = False) -> None:
+        """Let an engine fail fast; `quick` is one whose statements are all about a few rows.
 
-        SQLAlchemy's own `pool_pre_ping` would wait for that as long as for a statement.
+        With `ping`, a connection that is dead is noticed before it is used, and replaced. SQLAlchemy's own
+        `pool_pre_ping` would wait for that as long as for a statement.
         """
         event.listen(engine, "do_connect", self._connect)
-        event.listen(engine, "handle_error", self._notice)
+        event.listen(engine, "handle_error", _keep_other_connections)
         if ping:
             event.listen(engine, "checkout", self._ping)
+        if quick:
+            event.listen(engine, "handle_error", self._notice)
 
     def _connect(self, dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
         """Wait for the handshake no longer than for the connection."""
@@ -330,8 +332,19 @@ class Outage:
         self._see(context.original_exception)
 
     def _see(self, error: BaseException) -> None:
-        if isinstance(error.__context__, TimeoutError):
+        if _was_awaited(error):
             self._begin(AWAY_SECONDS)
 
     def _begin(self, seconds: float) -> None:
-        self._ends_at = time.monotonic() + seconds
+        self._ends_at = max(self._ends_at, time.monotonic() + seconds)
+
+
+def _keep_other_connections(context: ExceptionContext) -> None:
+    """Give up the connection of a statement that took too long; that says nothing of the others."""
+    if _was_awaited(context.original_exception):
+        context.invalidate_pool_on_disconnect = False
+
+
+def _was_awaited(error: BaseException) -> bool:
+    """Return whether an answer of the database did not come in time."""
+    return isinstance(error.__context__, TimeoutError)

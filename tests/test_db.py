@@ -227,6 +227,34 @@ def test_a_database_that_is_slow_to_fail_is_left_in_peace_for_longer(monkeypatch
     assert asked == [CLOCK_STARTS, failed_at + AWAY_SECONDS]
 
 
+def test_a_refusal_does_not_shorten_the_peace_after_an_answer_that_did_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no time-out for answers")
+    clock, outage, asked = Clock(), Outage(), []
+    waiting, refused = (create_engine(**engine_options(url(), pool_size=1, seconds=1)) for _ in range(2))
+    outage.watch(waiting, quick=True)
+    outage.watch(refused)
+    monkeypatch.setitem(Outage.watch.__globals__, "time", clock)
+
+    with waiting.connect() as connection:
+
+        def refuse(*_: object, **__: object) -> None:
+            asked.append(clock.now)
+            with pytest.raises(OperationalError, match="timed out"):
+                connection.execute(text("SELECT SLEEP(5)"))
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, "create_connection", refuse)
+        for since in (0.0, REFUSED_SECONDS):
+            clock.now = CLOCK_STARTS + since
+            with pytest.raises(OperationalError):
+                refused.connect()
+
+    assert asked == [CLOCK_STARTS]
+
+
 def test_only_the_handshake_has_to_be_as_quick_as_the_connection() -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no handshake")
@@ -246,20 +274,31 @@ def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
     assert time.monotonic() - begun < 2 * CONNECT_SECONDS
 
 
-def test_after_an_answer_that_did_not_come_in_time_nobody_tries_to_connect() -> None:
-    """Whichever of the engines waited for it."""
+@pytest.mark.parametrize("quick", [True, False])
+def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_connect(*, quick: bool) -> None:
+    """Whichever of the engines waited for it. Connections that there are already stay."""
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
     outage = Outage()
-    waiting, other = (create_engine(**engine_options(url(), pool_size=1, seconds=1)) for _ in range(2))
+    waiting, other = (create_engine(**engine_options(url(), pool_size=2, seconds=1)) for _ in range(2))
+    outage.watch(waiting, quick=quick)
+    outage.watch(other)
+
+    with waiting.connect() as connection:
+        with waiting.connect() as at_rest:
+            number = at_rest.connection.thread_id()  # type: ignore[attr-defined]
+        with pytest.raises(OperationalError, match="timed out"):
+            connection.execute(text("SELECT SLEEP(5)"))
+    with waiting.connect() as still_there:
+        assert still_there.connection.thread_id() == number  # type: ignore[attr-defined]
+
+    if quick:
+        with pytest.raises(OperationalError, match="away a moment ago"):
+            other.connect()
+    else:
+        other.connect().close()
     for engine in (waiting, other):
-        outage.watch(engine)
-
-    with pytest.raises(OperationalError, match="timed out"), waiting.connect() as connection:
-        connection.execute(text("SELECT SLEEP(5)"))
-
-    with pytest.raises(OperationalError, match="away a moment ago"):
-        other.connect()
+        engine.dispose()
 
 
 def test_a_connection_that_was_cut_is_replaced_at_once() -> None:

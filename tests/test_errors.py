@@ -25,7 +25,7 @@ from werkzeug.test import TestResponse
 
 from config import WEB_CONNECTIONS
 from registration import LARGEST_BODY, broadcasts, errors, services
-from registration.db import AUTOCOMMIT, AWAY_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, db
+from registration.db import AUTOCOMMIT, AWAY_SECONDS, CONNECT_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, db
 from registration.web.errors import STATUS
 
 from . import factories, mariadb
@@ -335,6 +335,28 @@ def test_a_database_that_listens_and_does_not_speak_is_answered_in_seconds(
     assert_unavailable(response)
 
 
+def test_a_database_that_refused_one_pool_is_left_in_peace_by_the_others(
+    make_application: Callable[[str], Flask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application = make_application(f"mysql+pymysql://root@127.0.0.1:{mariadb.free_port()}/none")
+    asked = []
+
+    def refuse(address: object, *_: object, **__: object) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with application.app_context():
+        for engine in db.engines.values():
+            with pytest.raises(OperationalError):
+                engine.connect()
+        assert len(asked) == 1
+        for _ in range(2):
+            with pytest.raises(OperationalError):
+                services.current().sender_engine().connect()
+    assert len(asked) == 2
+
+
 def test_a_connection_that_is_lost_once_the_answer_is_made_costs_no_answer(
     own_server: mariadb.Server, make_application: Callable[[str], Flask]
 ) -> None:
@@ -387,9 +409,14 @@ def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
 
     own_server.process.send_signal(signal.SIGSTOP)
     try:
-        for path in (opt_out_page, opt_out_page, "/ready", UNIQUE, "/ready", UNIQUE, UNIQUE, opt_out_page):
+        calls = ("GET", opt_out_page), ("POST", REGISTRATION), ("GET", "/ready"), ("GET", UNIQUE)
+        assert_unavailable(client.get(UNIQUE))
+        begun = time.monotonic()
+        assert_unavailable(client.get(UNIQUE))
+        assert time.monotonic() - begun < CONNECT_SECONDS
+        for method, path in calls * 2:
             begun = time.monotonic()
-            assert_unavailable(client.get(path))
+            assert_unavailable(client.open(path, method=method, data={"email": "bob@example.org"}))
             assert time.monotonic() - begun < QUICK_SECONDS + 2
     finally:
         own_server.process.send_signal(signal.SIGCONT)
