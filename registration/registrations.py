@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -37,6 +38,8 @@ from .reports import InstallationReport
 from .tokens import Tokens
 
 Row = dict[str, Any]
+ALONE_SECONDS = 1.0
+"""How long the rows of a group begin to be tried alone: less than one of them may wait for a lock."""
 _IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
@@ -103,14 +106,16 @@ class Registrar:
     def _insert(self, rows: Sequence[Row]) -> list[DBAPIError | None]:
         """Insert rows together; when the database refuses that, each is tried alone.
 
-        A connection that is lost again fails them all.
+        A connection that is lost again fails them all. So does the refusal of all those whose turn does not come soon,
+        because others hold what the first ones wait for: more people wait for this thread.
         """
         try:
             repeatable(self._rows_engine, lambda connection: self._insert_on(connection, rows))
         except DBAPIError as error:
             if len(rows) == 1 or error.connection_invalidated:
                 return [error] * len(rows)
-            return [found for row in rows for found in self._insert([row])]
+            give_up = time.monotonic() + ALONE_SECONDS
+            return [self._insert([row])[0] if time.monotonic() < give_up else error for row in rows]
         return [None] * len(rows)
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:

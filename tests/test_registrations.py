@@ -125,6 +125,22 @@ def test_of_rows_inserted_together_one_that_is_refused_costs_the_others_nothing(
     assert sorted(emails) == ["ann@example.org", "bob@example.org", "known@example.org"]
 
 
+def test_rows_are_not_tried_one_after_the_other_for_as_long_as_each_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refuse(_engine: object, _work: object) -> None:
+        tried.append(1)
+        raise OperationalError("INSERT", {}, Exception("Lock wait timeout exceeded"))
+
+    monkeypatch.setattr(registrations, "repeatable", refuse)
+    monkeypatch.setattr(registrations, "ALONE_SECONDS", 0.0)
+
+    errors = registrar()._insert([factories.row(f"{name}@example.org") for name in ("ann", "bob")])
+
+    assert [type(error) for error in errors] == [OperationalError] * 2
+    assert len(tried) == 1
+
+
 def test_a_connection_that_is_lost_for_good_fails_all_rows_inserted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
