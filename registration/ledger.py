@@ -39,7 +39,7 @@ LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
 MOST_ATTEMPTS = 5
 """Calls with an unknown outcome before a delivery counts as failed."""
-IDS_AT_ONCE = 2_000
+REGISTRATIONS_AT_ONCE = 2_000
 """Registrations that one transaction of `fill` goes through."""
 ROWS_AT_ONCE = 2_000
 """Deliveries that one transaction changes when it is not about a batch."""
@@ -108,8 +108,8 @@ def next_status(verdict: Verdict | None, attempts: int) -> DeliveryStatus:
 def fill(session: Session, broadcast_id: int) -> bool:
     """Write the next chunk of the ledger, unless another sender is at it; return whether this call wrote one.
 
-    A chunk is a few thousand ids. Where the next one begins is part of the same transaction, so a crash neither
-    loses nor repeats a recipient.
+    A chunk is a few thousand registrations, however far their ids are apart: each that was refused has used one up.
+    Where the next one begins is part of the same transaction, so a crash neither loses nor repeats a recipient.
     """
     unfilled = select(
         Broadcast.filled_to,
@@ -121,7 +121,10 @@ def fill(session: Session, broadcast_id: int) -> bool:
     position = session.execute(unfilled.with_for_update(skip_locked=True)).one_or_none()
     if position is None:
         return False
-    after, up_to = position.filled_to, min(position.filled_to + IDS_AT_ONCE, position.audience_end)
+    after = position.filled_to
+    next_ones = select(Registration.id).where(Registration.id > after, Registration.id <= position.audience_end)
+    last_of_chunk = next_ones.order_by(Registration.id).offset(REGISTRATIONS_AT_ONCE - 1).limit(1)
+    up_to = session.execute(last_of_chunk).scalar() or position.audience_end
     chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
     if not rows_matched(session, chunk.values(filled_to=up_to)):
         return False

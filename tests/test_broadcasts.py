@@ -222,6 +222,18 @@ def test_broadcasts_are_worked_on_urgent_ones_first_then_the_oldest_and_ended_on
     assert commit(broadcasts.underway, NOW) == [work_of(urgent), *map(work_of, ids)]
 
 
+def test_one_that_is_on_its_way_can_be_made_urgent() -> None:
+    factories.register(1)
+    first, second = (factories.start_broadcast() for _ in range(2))
+
+    commit(broadcasts.hurry, second)
+
+    assert commit(broadcasts.underway, NOW) == [work_of(second), work_of(first)]
+    assert (progress(first).urgent, progress(second).urgent) == (False, True)
+    with pytest.raises(UnknownBroadcastException):
+        commit(broadcasts.hurry, 4711)
+
+
 def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
     broadcast_id = filled(1)
     commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
@@ -647,7 +659,7 @@ def test_a_broadcast_does_not_end_before_its_ledger_is_filled() -> None:
 
 
 def test_progress_promises_the_whole_audience_while_the_ledger_is_being_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 2)
+    monkeypatch.setattr(ledger, "REGISTRATIONS_AT_ONCE", 2)
     factories.register(5)
     broadcast_id = factories.start_broadcast()
     commit(ledger.fill, broadcast_id)
@@ -826,7 +838,7 @@ def test_the_end_of_a_broadcast_that_is_held_up_is_expected_too() -> None:
 
 def test_a_broadcast_ends_after_those_that_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     know(Account(sending_rate=10.0))
-    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 4)
+    monkeypatch.setattr(ledger, "REGISTRATIONS_AT_ONCE", 4)
     factories.register(10)
     first, second, third, urgent = (start(messages.compose(title, "x"), urgent=title == "d") for title in "abcd")
     commit(ledger.fill, second)

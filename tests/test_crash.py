@@ -79,7 +79,7 @@ def test_a_ledger_is_filled_once_though_its_sender_is_killed(mariadb_server: mar
 def test_the_longest_transaction_of_a_fill_is_that_of_its_slowest_commit(
     mariadb_server: mariadb.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 5)
+    monkeypatch.setattr(ledger, "REGISTRATIONS_AT_ONCE", 5)
     fill = sender_process.timed(ledger.fill, sender_process.Calls(str(tmp_path / "calls")))
     with crash.scene(mariadb_server.create_database("crash_timed")) as stage:
         stage.register(15)

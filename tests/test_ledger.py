@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger
@@ -40,7 +40,7 @@ def _in_context(application: Flask):
 
 
 def test_the_ledger_holds_every_active_registration_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "IDS_AT_ONCE", 3)
+    monkeypatch.setattr(ledger, "REGISTRATIONS_AT_ONCE", 3)
     factories.register(7)
     for status in (RegistrationStatus.OPTED_OUT, RegistrationStatus.BOUNCED, RegistrationStatus.COMPLAINED):
         factories.register(1, status=status)
@@ -50,9 +50,20 @@ def test_the_ledger_holds_every_active_registration_once(monkeypatch: pytest.Mon
     while commit(ledger.fill, broadcast_id):
         chunks += 1
 
-    assert chunks > 2
+    assert chunks == 4
     assert statuses(broadcast_id) == {"queued": 7}
     assert len({delivery.registration_id for delivery in lines(broadcast_id)}) == 7
+
+
+def test_ids_that_nobody_has_cost_no_chunk() -> None:
+    """Each request for a known address uses one up."""
+    rows = [factories.row(f"{number}@example.org") | {"id": number * 1_000_000} for number in (1, 2, 3)]
+    db.session.execute(insert(Registration), rows)
+    db.session.commit()
+    broadcast_id = factories.start_broadcast()
+
+    assert [commit(ledger.fill, broadcast_id) for _ in range(2)] == [True, False]
+    assert statuses(broadcast_id) == {"queued": 3}
 
 
 def test_of_two_who_fill_the_same_chunk_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
