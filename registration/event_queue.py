@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.orm import Session, sessionmaker
 
 from . import broadcasts, circuit_breaker, feedback
+from .db import database_time
 
 MOST_EVENTS = 10
 """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html"""
@@ -46,13 +47,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EventQueue:
-    """Takes the events of a queue until it is told to stop. `sample` is the circuit breaker's."""
+    """Takes the events of a queue until it is told to stop. `sample` is the circuit breaker's.
+
+    `now` is the database's clock, by which the senders write down what was accepted.
+    """
 
     sessions: sessionmaker[Session]
     connect: Callable[[], Any]
     url: str
     sample: int
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    now: Callable[[Session], datetime] = database_time
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -123,14 +127,15 @@ class EventQueue:
                 raise
             log.exception("an event was put aside")
             with self.sessions.begin() as session:
-                feedback.put_aside(session, bodies[0], f"It could not be applied: {type(error).__name__}.", self.now())
+                problem = f"It could not be applied: {type(error).__name__}."
+                feedback.put_aside(session, bodies[0], problem, self.now(session))
 
     def _commit(self, bodies: list[str]) -> None:
         """Give events their effect, again if another transaction went first, such as one with the same event."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self.sessions.begin() as session:
-                    feedback.take(session, bodies, self.now())
+                    feedback.take(session, bodies, self.now(session))
             except (OperationalError, IntegrityError):
                 if attempt == ATTEMPTS:
                     raise
@@ -159,14 +164,14 @@ class EventQueue:
         number = feedback.ROWS_AT_ONCE
         while number == feedback.ROWS_AT_ONCE:
             with self.sessions.begin() as session:
-                number = feedback.take_waiting(session, self.now())
+                number = feedback.take_waiting(session, self.now(session))
 
     def _break_circuits(self) -> None:
         with self.sessions.begin() as session:
             going_on = broadcasts.going_on(session)
         for broadcast_id in going_on:
             with self.sessions.begin() as session:
-                broken = circuit_breaker.check(session, broadcast_id, sample=self.sample, now=self.now())
+                broken = circuit_breaker.check(session, broadcast_id, sample=self.sample, now=self.now(session))
             if broken:
                 log.warning("a broadcast was paused: too many bounces or complaints", extra={"broadcast": broadcast_id})
 

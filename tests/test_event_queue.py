@@ -11,16 +11,18 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
 import pytest
 from flask import Flask
 from moto.server import ThreadedMotoServer
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
+from sqlalchemy.event import listens_for
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from registration import ROOT, broadcasts, circuit_breaker, create_event_queue, event_queue, feedback, ledger
+from registration import ROOT, broadcasts, circuit_breaker, create_event_queue, event_queue, feedback, ledger, services
 from registration.db import db
 from registration.event_queue import EventQueue
 from registration.models import (
@@ -239,12 +241,30 @@ def test_events_that_wait_are_applied_when_their_time_has_come(queue: EventQueue
     queue.drain()
     assert told(broadcast_id) == {}
     ledgers.settle(ledgers.claim(broadcast_id), ledgers.ACCEPTED._replace(message_id=f"0100-{ids[0]}"))
-    clock = queue.now
 
-    later = replace(queue, now=lambda: clock() + feedback.PATIENCE)
+    later = replace(queue, now=lambda session: queue.now(session) + feedback.PATIENCE)
     later.drain()
 
     assert told(broadcast_id) == {Feedback.HARD_BOUNCE: 1}
+
+
+def test_events_are_written_down_by_the_databases_clock(application: Flask, queue: EventQueue, sqs: Any) -> None:
+    """Where it has one: MariaDB lets a session have a time of its own."""
+    there = datetime.now(UTC)
+    if db.engine.dialect.name == "mysql":
+        there -= timedelta(days=30)
+
+        @listens_for(services.of(application).sender_engine(), "engine_connect")
+        def set_clock(connection: Connection) -> None:
+            connection.exec_driver_sql(f"SET timestamp = {there.timestamp()}")
+
+    broadcast_id, [delivery_id] = sent(1)
+    put(sqs, queue.url, ses_events.send(delivery_id))
+    queue.drain()
+
+    [line] = ledgers.lines(broadcast_id)
+    received_at = db.session.execute(select(FeedbackEvent.received_at)).scalar_one()
+    assert all(abs(at - there) < timedelta(minutes=5) for at in (line.settled_at, received_at))
 
 
 def test_a_broadcast_that_bounces_too_much_is_paused(queue: EventQueue, sqs: Any) -> None:
