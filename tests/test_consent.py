@@ -88,6 +88,17 @@ def test_only_the_link_of_the_newest_confirmation_mail_confirms(seconds: int) ->
     assert consent.status_of(db.session(), link.product_id) is S.UNCONFIRMED
 
 
+def test_an_erasure_leaves_nothing_of_a_registration_but_its_times_of_birth() -> None:
+    [email] = factories.register(1, ip_address="192.0.2.1")
+    db.session.execute(update(Registration).values(confirmation_sent_at=NOW))
+
+    erase(email)
+
+    left = db.session.execute(select(Registration)).scalar_one()
+    assert (left.email, left.ip_address, left.confirmation_sent_at, left.status) == ("", None, None, S.ERASED)
+    assert email not in left.email_key
+
+
 def test_an_erasure_waits_for_a_sender_that_takes_the_confirmation_mail(application: Flask) -> None:
     """If it locked the registration first, one of the two would have to give way."""
     [email] = factories.register(status=S.UNCONFIRMED)

@@ -12,15 +12,16 @@ import time
 import tracemalloc
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from registration import ROOT, confirmations, consent, counting, registrations_cli, services, transfers
@@ -246,6 +247,27 @@ def test_what_asks_for_more_before_the_next_mail_replaces_what_asks_for_less(
             exits = [run("suppress", email, "--reason", status).exit_code for email in emails]
             assert exits == [int(one not in before) for one in _S if one is not _S.ERASED]
         assert statuses(application) == expected
+
+
+@pytest.mark.parametrize("status", ["opted_out", "complained"])
+def test_an_imported_no_stops_the_confirmation_mail_that_is_due_and_voids_the_link_of_the_last(
+    application: Flask, client: FlaskClient, run: Run, status: str
+) -> None:
+    now = datetime.now(UTC)
+    with application.app_context():
+        [email] = factories.register(1, status=_S.UNCONFIRMED)
+        link = services.current().tokens.confirmation_url(factories.product_id(email), now)
+        confirmations.request(db.session().connection(), email, now)
+        db.session.execute(update(Registration).values(confirmation_sent_at=now))
+        db.session.commit()
+        assert confirmations.are_due(db.session(), now + timedelta(days=2))
+
+    run("import", input=table("email,status", f"{email},{status}"))
+
+    assert client.post(urlsplit(link).path).status_code == 410
+    assert statuses(application) == [status]
+    with application.app_context():
+        assert not confirmations.are_due(db.session(), now + timedelta(days=2))
 
 
 def test_an_imported_opt_out_of_an_address_that_bounced_outlives_a_registration(

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from registration import versions
 from registration.db import db
 from registration.models import Installation
-from registration.reports import InstallationReport
+from registration.reports import InstallationReport, in_use
 
 from .people import NOW, register
 
@@ -48,6 +48,24 @@ def test_of_the_installations_of_one_address_the_hundred_seen_last_are_kept() ->
     assert len(kept) == versions.MOST_INSTALLATIONS + 1
     assert set(kept).isdisjoint({"7.0.2", "7.0.3", "7.0.4", "7.0.5"})
     assert {"7.0.0", "7.0.6", "7.0.104"} <= set(kept)
+
+
+def test_of_installations_seen_at_the_same_time_the_newest_are_kept() -> None:
+    for number in range(versions.MOST_INSTALLATIONS + 2):
+        register("ann@example.org", installation=InstallationReport(f"7.0.{number}"))
+
+    kept = db.session.execute(select(Installation.version)).scalars().all()
+    assert set(kept).isdisjoint({"7.0.0", "7.0.1"})
+    assert len(kept) == versions.MOST_INSTALLATIONS
+
+
+def test_versions_that_as_many_reported_are_in_the_order_of_their_names() -> None:
+    for number, (version, distribution) in enumerate([("b", "y"), ("b", "x"), ("a", "z")]):
+        register(f"{number}@example.org", installation=InstallationReport(version, distribution))
+
+    with db.engine.connect() as connection:
+        found = in_use(connection, limit=2)
+    assert [(one.version, one.distribution) for one in found] == [("a", "z"), ("b", "x")]
 
 
 @pytest.mark.parametrize(("one", "other"), [("jose", "josé"), ("a", "A"), ("a", "a "), ("ss", "ß")])
