@@ -38,7 +38,7 @@ def normalise(text: str, *, is_new: bool = True) -> Address:
     """
     text = text.strip()
     if not text:
-        raise InvalidEmailException("An e-mail address is needed, in the field `email`.")
+        raise InvalidEmailException("An e-mail address is needed.")
     if len(text) > LONGEST_ADDRESS:
         raise InvalidEmailException(f"The e-mail address is longer than {LONGEST_ADDRESS} characters.")
     try:

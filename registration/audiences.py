@@ -47,7 +47,7 @@ def asked_for(versions: str | None, unknown: str, oldest: timedelta, now: dateti
     if unknown not in UNKNOWN_CHOICES:
         raise InvalidVersionRangeException("`unknown` must be include or exclude.")
     if versions is None and unknown == "exclude":
-        raise InvalidVersionRangeException("`unknown=exclude` needs `versions`, such as <7.0.3.1.")
+        raise InvalidVersionRangeException("To exclude unknown versions takes a range of versions, such as <7.0.3.1.")
     if versions is None:
         return EVERYBODY
     return Audience(parse_range(versions), unknown == "include", now - oldest if oldest else None)

@@ -271,6 +271,12 @@ def resume(session: Session, broadcast_id: int) -> None:
     _move(session, broadcast_id, _S.SENDING, Broadcast.status == _S.PAUSED, reason=None, resume_at=None)
 
 
+def hurry(session: Session, broadcast_id: int) -> None:
+    """Let a broadcast go before the others from now on. Raises UnknownBroadcastException."""
+    _lock_row(session, broadcast_id)
+    session.execute(update(Broadcast).where(Broadcast.id == broadcast_id).values(urgent=True))
+
+
 def cancel(session: Session, broadcast_id: int) -> None:
     """End a broadcast; the sender marks what is left of it as cancelled. Raises UnknownBroadcastException."""
     _move(session, broadcast_id, _S.CANCELLED, reason=None, resume_at=None)

@@ -111,6 +111,8 @@ def send(
     try:
         broadcast_id = commit_step(begin)
     except RepeatedBroadcastException as repetition:
+        if urgent:
+            commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
         advice = "Nobody gets it again." if resend else "Nobody gets it again, unless you add --resend."
         click.echo(f"{repetition} {advice}", err=True)
         click.echo(terminal.details(_progress(repetition.broadcast_id), _now()))
@@ -216,11 +218,21 @@ def _follow(broadcast_id: int) -> None:
     try:
         progress = _show_until_end(broadcast_id, screen)
     except KeyboardInterrupt as interrupt:
-        screen.say(f"The broadcast goes on without you. Look at it: {_COMMAND} show --follow {broadcast_id}")
-        screen.say(f"Stop it: {_COMMAND} cancel {broadcast_id}")
+        screen.say(_parting(_progress(broadcast_id)))
         raise click.exceptions.Exit(INTERRUPTED) from interrupt
     screen.say(terminal.details(progress, _now()))
     _exit_by_status(progress)
+
+
+def _parting(progress: Progress) -> str:
+    """Return what becomes of a broadcast that nobody looks at any more, and what to do about it."""
+    this = progress.broadcast_id
+    look, stop = f"Look at it: {_COMMAND} show --follow {this}", f"Stop it: {_COMMAND} cancel {this}"
+    if progress.status not in ("sending", "paused"):
+        return f"{terminal.state(progress)} {look}"
+    if progress.status == "paused" and progress.resume_at is None:
+        return f"{terminal.state(progress)} Resume it: {_COMMAND} resume {this}\n{stop}"
+    return f"The broadcast goes on without you. {look}\n{stop}"
 
 
 def _exit_by_status(progress: Progress) -> None:

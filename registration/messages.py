@@ -17,6 +17,7 @@ _LINE_BREAKERS = {"Cc", "Cs", "Zl", "Zp"}
 """Cs is half of a character (a surrogate), which nothing can encode."""
 _ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*?\?=", re.IGNORECASE)
 """What mail programs decode in a header, line breaks and all: also with spaces, which RFC 2047 section 2 forbids."""
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ALLOWED_CONTROLS = "\t\n\r"
 
 
@@ -45,6 +46,7 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
         raise InvalidEmailMessageException("The title must be one line without control characters.")
     if _ENCODED_WORD.search(title):
         raise InvalidEmailMessageException("The title must not hold an encoded word such as =?utf-8?q?x?=.")
+    _check_nothing_lost("title", title)
     _check("contents", contents, LONGEST_CONTENTS)
     if html is not None:
         _check("html", html, LONGEST_HTML)
@@ -65,3 +67,11 @@ def _check(name: str, text: str, longest: int) -> None:
         raise InvalidEmailMessageException(f"The {name} must have 1 to {longest:,} characters.")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text if character not in _ALLOWED_CONTROLS):
         raise InvalidEmailMessageException(f"The {name} must not hold control characters or lone surrogates.")
+    _check_nothing_lost(name, text)
+
+
+def _check_nothing_lost(name: str, text: str) -> None:
+    if _REPLACEMENT in text:
+        raise InvalidEmailMessageException(
+            f"The {name} holds {_REPLACEMENT} where a character was lost. Write it anew."
+        )

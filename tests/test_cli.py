@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -27,7 +27,7 @@ from flask_migrate import upgrade
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from registration import ROOT, broadcasts, cli, feedback, terminal
+from registration import ROOT, broadcasts, cli, feedback, messages, terminal
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -189,6 +189,51 @@ def test_a_repetition_shows_the_first_and_is_sent_to_nobody(
     assert at_once.exit_code == 1
     assert "--resend" not in at_once.output
     assert len(list((tmp_path / "outbox").glob("*.eml"))) == 2
+
+
+def test_an_urgent_repetition_makes_the_first_urgent(application: Flask, run: Run, notice: Path) -> None:
+    with application.app_context():
+        factories.register(1)
+        broadcasts.start(db.session(), messages.compose("Update now", notice.read_text()), datetime.now(UTC))
+        db.session.commit()
+
+    repeated = run("send", "--title", "Update now", notice, "--yes", "--urgent")
+
+    assert repeated.exit_code == 1
+    assert re.search("urgent +yes", repeated.output)
+
+
+@pytest.mark.parametrize(
+    ("step", "sentences"),
+    [
+        (None, ["The broadcast goes on without you. Look at it: ", "show --follow {}\n", "Stop it: ", "cancel {}\n"]),
+        ("hold", ["The broadcast goes on without you. Look at it: "]),
+        ("pause", ["It waits until somebody resumes it. Resume it: ", "resume {}\n", "Stop it: ", "cancel {}\n"]),
+        ("cancel", ["Broadcast {} is cancelled. Look at it: ", "show --follow {}\n"]),
+    ],
+)
+def test_ctrl_c_tells_what_becomes_of_the_broadcast(
+    application: Flask, run: Run, monkeypatch: pytest.MonkeyPatch, step: str | None, sentences: list[str]
+) -> None:
+    with application.app_context():
+        factories.register(1)
+        broadcast_id = factories.start_broadcast()
+        more = {"reason": "The quota is used up.", "now": datetime.now(UTC)} if step == "hold" else {}
+        if step:
+            getattr(broadcasts, step)(db.session(), broadcast_id, **more)
+        db.session.commit()
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", interrupt)
+    result = run("show", "--follow", broadcast_id)
+
+    assert result.exit_code == cli.INTERRUPTED
+    wanted = [sentence.format(broadcast_id) for sentence in sentences]
+    assert [sentence for sentence in wanted if sentence not in result.output] == []
+    assert ("goes on without you" in result.output) is (step in (None, "hold"))
+    assert ("Stop it" in result.output) is (step != "cancel")
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,18 @@ def test_a_second_post_is_answered_with_the_first_broadcast(
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "the-key"}])
+def test_an_urgent_repetition_makes_the_first_urgent_and_another_leaves_it_so(
+    application: Flask, client: FlaskClient, headers: dict[str, str]
+) -> None:
+    register(application, 2)
+    answers = [post(client, headers=headers, **NOTICE, urgent=urgent).json for urgent in ("false", "true", "false")]
+
+    assert [answer["urgent"] for answer in answers] == [False, True, True]
+    assert ["repeated" in answer for answer in answers] == [False, True, True]
+    assert len({answer["broadcastId"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "the-key"}])
 def test_after_a_day_the_same_post_is_a_new_broadcast(
     application: Flask, client: FlaskClient, headers: dict[str, str]
 ) -> None:

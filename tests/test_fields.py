@@ -179,8 +179,21 @@ def test_a_body_of_another_type_is_refused(content_type: str) -> None:
         read(data=b"name=text", content_type=content_type)
 
 
-def test_the_type_of_an_empty_body_does_not_matter() -> None:
-    assert read(query_string={"name": "text"}, content_type="text/plain").text("name") == "text"
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", FORM, "multipart/form-data; boundary=b", "application/json", ""]
+)
+def test_the_type_of_an_empty_body_does_not_matter(content_type: str) -> None:
+    assert read(query_string={"name": "text"}, content_type=content_type).text("name") == "text"
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_an_address_that_is_missing_is_asked_for_by_the_name_of_its_field(value: str) -> None:
+    with pytest.raises(InvalidEmailException, match="needed, in the field `name`"):
+        read(json={"name": value}).address("name")
+
+
+def test_an_address_is_normalised() -> None:
+    assert read(json={"name": " Ann@Example.org\n"}).address("name") == ("Ann@Example.org", "ann@example.org")
 
 
 @pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=b", "application/json", "text/plain"])

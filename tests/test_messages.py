@@ -70,6 +70,13 @@ def test_contents_hold_no_control_characters_but_tabs_and_line_breaks(control: s
         compose("x", f"a{control}b")
 
 
+@pytest.mark.parametrize("place", ["title", "contents", "html"])
+def test_a_character_that_was_lost_is_pointed_at(place: str) -> None:
+    parts = {"title": "x", "contents": "x", "html": "x"} | {place: "Gr\ufffd\ufffde"}
+    with pytest.raises(InvalidEmailMessageException, match=f"The {place} holds \ufffd where a character was lost"):
+        compose(**parts)
+
+
 @pytest.mark.parametrize("contents", ["a\tb\nc\r\nd\re", "{{subject}} {{#if}}", "<b>&amp;</b>", "a\u2028b", "\u202ea"])
 def test_other_contents_stay_as_they_were_written(contents: str) -> None:
     assert compose("x", contents).text == contents

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
-from .. import addresses, counting, services, versions
+from .. import counting, services, versions
 from ..db import AUTOCOMMIT, db, repeatable
 from ..errors import InvalidEmailException
 from ..reports import InstallationReport
@@ -28,7 +28,7 @@ def register() -> ResponseReturnValue:
     here, ip_address = services.current(), access.ip_address()
     here.limits.admit(ip_address)
     fields = Fields(request, unreadable=InvalidEmailException)
-    address = addresses.normalise(fields.text("email"))
+    address = fields.address("email")
     here.domains.check(address)
     product_id = here.registrar.register(
         address,

@@ -13,11 +13,10 @@ from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from sqlalchemy.orm import Session
 
-from .. import addresses, audiences, broadcasts, feedback, figures, messages, services, trials
+from .. import audiences, broadcasts, feedback, figures, messages, services, trials
 from ..audiences import Audience
 from ..db import commit_step, commit_steps, database_time, db
 from ..errors import (
-    InvalidEmailException,
     InvalidEmailMessageException,
     InvalidIdempotencyKeyException,
     InvalidQueryException,
@@ -58,13 +57,11 @@ def start() -> ResponseReturnValue:
         forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
         return figures.of_forecast(forecast, whom.versions.text if whom.versions else None)
     if "test" in fields:
-        if not fields.text("test").strip():
-            raise InvalidEmailException("An e-mail address is needed, in the field `test`.")
-        return _send_test(message, addresses.normalise(fields.text("test")).stored)
+        return _send_test(message, fields.address("test").stored)
     begin = partial(
         broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend, idempotency_key=key
     )
-    return _begin(begin)
+    return _begin(begin, urgent=urgent)
 
 
 @bp.get("")
@@ -134,8 +131,8 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _begin(begin: Callable[[Session], int]) -> ResponseReturnValue:
-    """Start a broadcast and watch it, or the one that the request repeats."""
+def _begin(begin: Callable[[Session], int], *, urgent: bool) -> ResponseReturnValue:
+    """Start a broadcast and watch it, or the one that the request repeats, which an urgent repetition makes urgent."""
 
     def step(session: Session) -> tuple[int, int]:
         started = begin(session)
@@ -144,6 +141,8 @@ def _begin(begin: Callable[[Session], int]) -> ResponseReturnValue:
     try:
         broadcast_id, recipients = commit_step(step)
     except RepeatedBroadcastException as repetition:
+        if urgent:
+            commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
         return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     services.current().wake()

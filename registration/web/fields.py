@@ -13,7 +13,9 @@ from urllib.parse import parse_qsl
 from flask import Request
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
-from ..errors import RegistrationError, UnsupportedInputException
+from .. import addresses
+from ..addresses import Address
+from ..errors import InvalidEmailException, RegistrationError, UnsupportedInputException
 
 LARGEST_ID = 2**63 - 1
 
@@ -56,8 +58,14 @@ class Fields:
         if not isinstance(value, str):
             raise self.unreadable(f"The field `{name}` must be text.")
         if _REPLACEMENT in value or not _is_unicode(value):
-            raise self.unreadable(f"The field `{name}` is not UTF-8 text.")
+            raise self.unreadable(f"The field `{name}` is not UTF-8 text, or has lost a character: {_REPLACEMENT}.")
         return value
+
+    def address(self, name: str) -> Address:
+        """Return an e-mail address. Raises InvalidEmailException."""
+        if not (text := self.text(name).strip()):
+            raise InvalidEmailException(f"An e-mail address is needed, in the field `{name}`.")
+        return addresses.normalise(text)
 
     def optional_text(self, name: str, longest: int) -> str | None:
         """Return a printable value of limited length, trimmed; None when it is anything else."""
@@ -89,12 +97,12 @@ class Fields:
 
     def _read_body(self, request: Request) -> Collection[tuple[str, Any]]:
         data = _whole_body(request)
+        if not data:
+            return []
         if request.mimetype == "multipart/form-data":
             return self._read_multipart(request, data)
         if request.mimetype == "application/x-www-form-urlencoded":
             return _pairs(data)
-        if not data:
-            return []
         if not request.is_json:
             raise UnsupportedInputException
         try:
