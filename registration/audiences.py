@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
 
+from . import windows
 from .errors import InvalidVersionRangeException
 from .models import Installation, Registration, RegistrationStatus
 from .versions import MOST_INSTALLATIONS, Range, parse_range
+from .windows import Window
 
 COUNTED_AT_ONCE = 100_000
 """Registrations that one statement counts by their versions: of all in one, it could last longer than one may."""
@@ -53,9 +54,9 @@ def asked_for(versions: str | None, unknown: str, oldest: timedelta, now: dateti
     return Audience(parse_range(versions), unknown == "include", now - oldest if oldest else None)
 
 
-def contains(whom: Audience, after: int, up_to: int) -> ColumnElement[bool]:
+def contains(whom: Audience, window: Window) -> ColumnElement[bool]:
     """Return the condition for the registrations in a window of ids that a broadcast is for."""
-    active = and_(Registration.id > after, Registration.id <= up_to, Registration.status == RegistrationStatus.ACTIVE)
+    active = and_(windows.contains(window), Registration.status == RegistrationStatus.ACTIVE)
     return active if whom.versions is None else and_(active, _has_version(whom))
 
 
@@ -83,13 +84,8 @@ def place(whom: Audience) -> ColumnElement[int]:
     return func.coalesce(best.correlate(Registration).scalar_subquery(), UNKNOWN_VERSION)
 
 
-def windows(begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the windows of ids, after and up to, in which registrations are counted."""
-    for after in range(begin, end, COUNTED_AT_ONCE):
-        yield after, min(after + COUNTED_AT_ONCE, end)
-
-
-def count(session: Session, whom: Audience, begin: int, end: int) -> int:
+def count(session: Session, whom: Audience, window: Window) -> int:
     """Return how many registrations in a window of ids a broadcast is for."""
     number = select(func.count()).select_from(Registration)
-    return sum(session.execute(number.where(contains(whom, *window))).scalar_one() for window in windows(begin, end))
+    parts = windows.split(session, COUNTED_AT_ONCE, *window)
+    return sum(session.execute(number.where(contains(whom, part))).scalar_one() for part in parts)

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from . import audiences, ledger, pacing
+from . import audiences, ledger, pacing, windows
 from .audiences import EVERYBODY, Audience
 from .db import rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
@@ -139,8 +139,8 @@ def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rat
     place = literal(audiences.IN_RANGE) if whom.versions is None else audiences.place(whom)
     groups = select(Registration.status, place.label("place"), func.count()).group_by(Registration.status, "place")
     found: Counter[Any] = Counter()
-    for after, up_to in audiences.windows(*_window(session)):
-        for status, placed, number in session.execute(groups.where(Registration.id > after, Registration.id <= up_to)):
+    for window in windows.split(session, audiences.COUNTED_AT_ONCE):
+        for status, placed, number in session.execute(groups.where(windows.contains(window))):
             found[placed if status == _ACTIVE else status] += number
     recipients = found[audiences.IN_RANGE] + (found[audiences.UNKNOWN_VERSION] if whom.include_unknown else 0)
     known = pacing.is_account_known(session)
@@ -156,15 +156,10 @@ def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rat
     )
 
 
-def _window(session: Session) -> tuple[int, int]:
-    """Return the window of ids, after and up to, of all who are registered now."""
-    first, last = session.execute(select(func.min(Registration.id), func.max(Registration.id))).one()
-    return (first or 1) - 1, last or 0
-
-
 def _insert(session: Session, message: Message, now: datetime, *, whom: Audience, urgent: bool) -> int:
-    begin, end = _window(session)
-    recipients = audiences.count(session, whom, begin, end)
+    first, last = session.execute(select(func.min(Registration.id), func.max(Registration.id))).one()
+    begin, end = (first or 1) - 1, last or 0
+    recipients = audiences.count(session, whom, (begin, end))
     broadcast = Broadcast(
         title=message.subject,
         contents=message.text,

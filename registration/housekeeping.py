@@ -9,11 +9,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import confirmations, counting, feedback, pins, registrations
+from . import confirmations, counting, feedback, pins, registrations, windows
 
 MINUTE, HOUR = 60.0, 3600.0
 COUNT_MARGIN_SECONDS = 120.0
 """Longer than any transaction that writes registrations takes."""
+IDS_AT_ONCE = 10_000
+"""Of registrations whose IP addresses one transaction forgets."""
 MOST_CHUNKS = 20
 """Of old events forgotten, or of registrations counted, at once: the sender is not to be held up."""
 
@@ -73,8 +75,8 @@ class Housekeeper:
 
     def _forget_ip_addresses(self, now: datetime) -> None:
         with self._sessions.begin() as session:
-            windows = registrations.ip_address_windows(session)
-        for window in windows:
+            old_and_new = list(windows.split(session, IDS_AT_ONCE))
+        for window in old_and_new:
             with self._sessions.begin() as session:
                 registrations.forget_ip_addresses(session, window=window, before=now - self._ip_retention)
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from . import audiences
+from . import audiences, windows
 from .audiences import Audience
 from .db import UtcDateTime, rows_matched
 from .mailers import Outcome, Recipient, Verdict
@@ -122,7 +122,7 @@ def fill(session: Session, broadcast_id: int) -> bool:
     if position is None:
         return False
     after = position.filled_to
-    next_ones = select(Registration.id).where(Registration.id > after, Registration.id <= position.audience_end)
+    next_ones = select(Registration.id).where(windows.contains((after, position.audience_end)))
     last_of_chunk = next_ones.order_by(Registration.id).offset(REGISTRATIONS_AT_ONCE - 1).limit(1)
     up_to = session.execute(last_of_chunk).scalar() or position.audience_end
     chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
@@ -132,7 +132,7 @@ def fill(session: Session, broadcast_id: int) -> bool:
     whom = Audience(versions, include_unknown=position.include_unknown, seen_since=position.seen_since)
     columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
     lines = select(literal(broadcast_id), Registration.id, literal(_S.QUEUED.value), literal(0))
-    session.execute(insert(Delivery).from_select(columns, lines.where(audiences.contains(whom, after, up_to))))
+    session.execute(insert(Delivery).from_select(columns, lines.where(audiences.contains(whom, (after, up_to)))))
     return True
 
 

@@ -14,7 +14,6 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
-    func,
     insert,
     select,
     union_all,
@@ -23,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from . import addresses, confirmations, erasures, reports
+from . import addresses, confirmations, erasures, reports, windows
 from .addresses import Address
 from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
@@ -36,11 +35,11 @@ from .models import (
 )
 from .reports import InstallationReport
 from .tokens import Tokens
+from .windows import Window
 
 Row = dict[str, Any]
 ALONE_SECONDS = 1.0
 """How long the rows of a group begin to be tried alone: less than one of them may wait for a lock."""
-_IDS_AT_ONCE = 10_000
 _ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
 _KNOWN_MAILBOXES = union_all(
@@ -195,18 +194,9 @@ def _welcome_back(connection: Connection, address: Address, now: datetime) -> No
     confirmations.request(connection, address.key, now)
 
 
-def ip_address_windows(session: Session) -> range:
-    """Return the ids at which the windows of `forget_ip_addresses` begin."""
-    last = session.execute(select(func.max(Registration.id))).scalar_one_or_none() or 0
-    return range(0, last, _IDS_AT_ONCE)
-
-
-def forget_ip_addresses(session: Session, *, window: int, before: datetime) -> int:
+def forget_ip_addresses(session: Session, *, window: Window, before: datetime) -> int:
     """Forget the IP addresses of registrations created before a time, in one window of ids; return how many."""
     forget = update(Registration).where(
-        Registration.id > window,
-        Registration.id <= window + _IDS_AT_ONCE,
-        Registration.created_at < before,
-        Registration.ip_address.is_not(None),
+        windows.contains(window), Registration.created_at < before, Registration.ip_address.is_not(None)
     )
     return rows_matched(session, forget.values(ip_address=None))

@@ -19,7 +19,7 @@ from typing import IO, Any
 import click
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import addresses, consent, counting, dossiers, erasures, services, spreadsheets, transfers
+from . import addresses, consent, counting, dossiers, erasures, services, spreadsheets, transfers, windows
 from .addresses import Address
 from .cli import Group
 from .db import commit_step, db
@@ -94,7 +94,7 @@ def export(file: IO[str], form: str) -> None:
     writer = csv.writer(file)
     if form == "csv":
         writer.writerow(COLUMNS)
-    for window in transfers.windows(db.session()):
+    for window in windows.split(db.session(), transfers.IDS_AT_ONCE):
         lines = transfers.lines_of(db.session(), window)
         db.session.rollback()
         if form == "csv":

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, case, func, insert, select, update
+from sqlalchemy import and_, bindparam, case, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, consent, counting, dossiers, versions
+from . import addresses, consent, counting, dossiers, versions, windows
 from .addresses import Address
 from .errors import InvalidEmailException
 from .models import (
@@ -21,6 +21,7 @@ from .models import (
     RegistrationStatus,
     Variation,
 )
+from .windows import Window
 
 COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "status", "last_seen_at")
 """What a line may have; of these only `email` it must have. An IP address is neither taken nor given."""
@@ -142,13 +143,7 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
     return tally
 
 
-def windows(session: Session) -> range:
-    """Return the ids after which the windows of `lines_of` begin."""
-    last = session.execute(select(func.max(Registration.id))).scalar_one_or_none() or 0
-    return range(0, last, IDS_AT_ONCE)
-
-
-def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
+def lines_of(session: Session, window: Window) -> list[tuple[str, ...]]:
     """Return a window of ids as lines with the columns of COLUMNS, one for each installation or registration.
 
     Whose confirmation mail bounced is unconfirmed there, because a table does not tell that of who just bounced.
@@ -163,8 +158,7 @@ def lines_of(session: Session, window: int) -> list[tuple[str, ...]]:
         case((and_(*never_confirmed), RegistrationStatus.UNCONFIRMED), else_=Registration.status),
         Installation.last_seen_at,
     ).outerjoin(Installation, Installation.registration_id == Registration.id)
-    ids = (Registration.id > window, Registration.id <= window + IDS_AT_ONCE)
-    those = lines.where(*ids, Registration.status != RegistrationStatus.ERASED)
+    those = lines.where(windows.contains(window), Registration.status != RegistrationStatus.ERASED)
     rows = session.execute(those.order_by(Registration.id, Installation.id))
     return [tuple(dossiers.plain(value) or "" for value in row) for row in rows]
 

@@ -14,7 +14,7 @@ from sqlalchemy import event, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from registration import addresses, registrations, services
+from registration import addresses, registrations, services, windows
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
 from registration.models import (
@@ -195,20 +195,9 @@ def test_ip_addresses_are_forgotten_after_their_time_and_not_before() -> None:
 
     forgotten = sum(
         registrations.forget_ip_addresses(db.session, window=window, before=NOW - timedelta(days=90))
-        for window in registrations.ip_address_windows(db.session)
+        for window in windows.split(db.session(), 2)
     )
     db.session.commit()
 
     assert forgotten == 2
     assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None, None, "2001:db8::1"]
-
-
-def test_windows_of_ids_cover_every_registration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registrations, "_IDS_AT_ONCE", 2)
-    factories.register(5, created_at=NOW - timedelta(days=91), ip_address="192.0.2.1")
-
-    windows = registrations.ip_address_windows(db.session)
-    counts = [registrations.forget_ip_addresses(db.session, window=window, before=NOW) for window in windows]
-
-    assert sum(counts) == 5
-    assert max(counts) == 2

@@ -1,0 +1,34 @@
+"""Windows of ids, to go through all registrations some thousands at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy.orm import Session
+
+from .models import Registration
+
+Window = tuple[int, int]
+"""The ids after the first number, up to the second."""
+
+
+def split(session: Session, size: int, after: int = 0, up_to: int | None = None) -> Iterator[Window]:
+    """Yield windows of `size` ids that cover all registrations there are now, or those in one window.
+
+    Where a window would begin with ids that nobody has, it begins behind them: each request for an address that is
+    known uses one up, and there may be millions of those between two registrations.
+    """
+    if up_to is None:
+        up_to = session.execute(select(func.max(Registration.id))).scalar() or 0
+    next_id = select(func.min(Registration.id))
+    while (first := session.execute(next_id.where(contains((after, up_to)))).scalar()) is not None:
+        window = first - 1, min(first - 1 + size, up_to)
+        yield window
+        after = window[1]
+
+
+def contains(window: Window) -> ColumnElement[bool]:
+    """Return the condition for the registrations in a window."""
+    after, up_to = window
+    return and_(Registration.id > after, Registration.id <= up_to)
