@@ -267,9 +267,10 @@ def resume(session: Session, broadcast_id: int) -> None:
 
 
 def hurry(session: Session, broadcast_id: int) -> None:
-    """Let a broadcast go before the others from now on. Raises UnknownBroadcastException."""
+    """Let a broadcast that has not ended go before the others from now on. Raises UnknownBroadcastException."""
     _lock_row(session, broadcast_id)
-    session.execute(update(Broadcast).where(Broadcast.id == broadcast_id).values(urgent=True))
+    under_way = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.finished_at.is_(None))
+    session.execute(under_way.values(urgent=True))
 
 
 def cancel(session: Session, broadcast_id: int) -> None:

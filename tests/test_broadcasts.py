@@ -222,14 +222,16 @@ def test_broadcasts_are_worked_on_urgent_ones_first_then_the_oldest_and_ended_on
     assert commit(broadcasts.underway, NOW) == [work_of(urgent), *map(work_of, ids)]
 
 
-def test_one_that_is_on_its_way_can_be_made_urgent() -> None:
+def test_one_that_is_on_its_way_can_be_made_urgent_and_one_that_has_ended_cannot() -> None:
+    ended = factories.start_broadcast()
     factories.register(1)
     first, second = (factories.start_broadcast() for _ in range(2))
 
-    commit(broadcasts.hurry, second)
+    for broadcast_id in (ended, second):
+        commit(broadcasts.hurry, broadcast_id)
 
     assert commit(broadcasts.underway, NOW) == [work_of(second), work_of(first)]
-    assert (progress(first).urgent, progress(second).urgent) == (False, True)
+    assert [progress(one).urgent for one in (ended, first, second)] == [False, False, True]
     with pytest.raises(UnknownBroadcastException):
         commit(broadcasts.hurry, 4711)
 
