@@ -92,12 +92,12 @@ def _set_up_database(application: Flask, url: str) -> None:
 
 def _create_services(application: Flask, config: Config) -> Services:
     with application.app_context():
-        autocommit, rows = db.engines[AUTOCOMMIT], db.engines[ROWS]
+        engine, autocommit, rows = db.engine, db.engines[AUTOCOMMIT], db.engines[ROWS]
     tokens = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
     return Services(
         tokens=tokens,
         registrar=Registrar(autocommit, rows, tokens=tokens, confirm=config.CONFIRM_REGISTRATIONS),
-        confirmed_count=ConfirmedCount(autocommit),
+        confirmed_count=ConfirmedCount(engine),
         limits=Limits(
             per_network=config.REGISTRATIONS_PER_NETWORK,
             altogether=config.REGISTRATIONS_PER_MINUTE,

@@ -84,8 +84,8 @@ def place(whom: Audience) -> ColumnElement[int]:
     return func.coalesce(best.correlate(Registration).scalar_subquery(), UNKNOWN_VERSION)
 
 
-def count(session: Session, whom: Audience, window: Window) -> int:
-    """Return how many registrations in a window of ids a broadcast is for."""
+def count(session: Session, whom: Audience, up_to: int) -> int:
+    """Return how many registrations up to an id a broadcast is for."""
     number = select(func.count()).select_from(Registration)
-    parts = windows.split(session, COUNTED_AT_ONCE, *window)
+    parts = windows.split(session, COUNTED_AT_ONCE, up_to)
     return sum(session.execute(number.where(contains(whom, part))).scalar_one() for part in parts)

@@ -157,9 +157,8 @@ def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rat
 
 
 def _insert(session: Session, message: Message, now: datetime, *, whom: Audience, urgent: bool) -> int:
-    first, last = session.execute(select(func.min(Registration.id), func.max(Registration.id))).one()
-    begin, end = (first or 1) - 1, last or 0
-    recipients = audiences.count(session, whom, (begin, end))
+    end = session.execute(select(func.max(Registration.id))).scalar() or 0
+    recipients = audiences.count(session, whom, end)
     broadcast = Broadcast(
         title=message.subject,
         contents=message.text,
@@ -168,7 +167,7 @@ def _insert(session: Session, message: Message, now: datetime, *, whom: Audience
         urgent=urgent,
         recipients=recipients,
         audience_end=end,
-        filled_to=begin if recipients else end,
+        filled_to=0 if recipients else end,
         versions=whom.versions.text if whom.versions else None,
         include_unknown=whom.include_unknown,
         seen_since=whom.seen_since,

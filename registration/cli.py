@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -215,22 +216,23 @@ def _tell(broadcast_id: int) -> None:
 def _follow(broadcast_id: int) -> None:
     """Show a broadcast until it has ended. Ctrl-C ends the showing only."""
     screen = terminal.Screen(sys.stdout)
+    progress = None
     try:
-        progress = _show_until_end(broadcast_id, screen)
+        for progress in _show_until_end(broadcast_id, screen):
+            if progress.finished_at is not None:
+                screen.say(terminal.details(progress, _now()))
+                _exit_by_status(progress)
     except KeyboardInterrupt as interrupt:
-        screen.say(_parting(_progress(broadcast_id)))
+        screen.say(_parting(broadcast_id, progress))
         raise click.exceptions.Exit(INTERRUPTED) from interrupt
-    screen.say(terminal.details(progress, _now()))
-    _exit_by_status(progress)
 
 
-def _parting(progress: Progress) -> str:
-    """Return what becomes of a broadcast that nobody looks at any more, and what to do about it."""
-    this = progress.broadcast_id
+def _parting(this: int, progress: Progress | None) -> str:
+    """Return what becomes of a broadcast that was last seen so, if at all, and what to do about it."""
     look, stop = f"Look at it: {_COMMAND} show --follow {this}", f"Stop it: {_COMMAND} cancel {this}"
-    if progress.status not in ("sending", "paused"):
+    if progress is not None and progress.status not in ("sending", "paused"):
         return f"{terminal.state(progress)} {look}"
-    if progress.status == "paused" and progress.resume_at is None:
+    if progress is not None and progress.status == "paused" and progress.resume_at is None:
         return f"{terminal.state(progress)} Resume it: {_COMMAND} resume {this}\n{stop}"
     return f"The broadcast goes on without you. {look}\n{stop}"
 
@@ -241,13 +243,15 @@ def _exit_by_status(progress: Progress) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _show_until_end(broadcast_id: int, screen: terminal.Screen) -> Progress:
+def _show_until_end(broadcast_id: int, screen: terminal.Screen) -> Iterator[Progress]:
+    """Show a broadcast until it has ended; yield each look at it, with that at its end as the last."""
     said, life, quiet_since = "", None, time.monotonic()
     while True:
         begun = time.monotonic()
         progress = _progress(broadcast_id)
+        yield progress
         if progress.finished_at is not None:
-            return progress
+            return
         if progress.reason and progress.reason != said:
             screen.say(terminal.state(progress))
             said = progress.reason

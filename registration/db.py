@@ -58,6 +58,7 @@ REFUSED_SECONDS = 0.5
 LOCK_SECONDS = 3
 CLOCK_QUESTIONS = 8
 TRIES = 3
+_HAS_BEEN_USED = "has been used"
 
 Result = TypeVar("Result")
 
@@ -299,7 +300,6 @@ class Outage:
         `pool_pre_ping` would wait for that as long as for a statement.
         """
         event.listen(engine, "do_connect", self._connect)
-        event.listen(engine, "handle_error", _keep_other_connections)
         if ping:
             event.listen(engine, "checkout", self._ping)
         if quick:
@@ -319,7 +319,10 @@ class Outage:
         connection._read_timeout = named["read_timeout"]  # PyMySQL has one for the handshake and all statements
         return connection
 
-    def _ping(self, connection: Any, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+    def _ping(self, connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        if not entry.info.get(_HAS_BEEN_USED):
+            entry.info[_HAS_BEEN_USED] = True
+            return
         for_statements, connection._read_timeout = connection._read_timeout, CONNECT_SECONDS
         try:
             connection.ping(reconnect=False)
@@ -339,6 +342,7 @@ class Outage:
         self._ends_at = max(self._ends_at, time.monotonic() + seconds)
 
 
+@event.listens_for(Engine, "handle_error")
 def _keep_other_connections(context: ExceptionContext) -> None:
     """Give up the connection of a statement that took too long; that says nothing of the others."""
     if _was_awaited(context.original_exception):

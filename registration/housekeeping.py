@@ -75,8 +75,8 @@ class Housekeeper:
 
     def _forget_ip_addresses(self, now: datetime) -> None:
         with self._sessions.begin() as session:
-            old_and_new = list(windows.split(session, IDS_AT_ONCE))
-        for window in old_and_new:
+            parts = list(windows.split(session, IDS_AT_ONCE))
+        for window in parts:
             with self._sessions.begin() as session:
                 registrations.forget_ip_addresses(session, window=window, before=now - self._ip_retention)
 

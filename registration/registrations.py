@@ -105,8 +105,8 @@ class Registrar:
     def _insert(self, rows: Sequence[Row]) -> list[DBAPIError | None]:
         """Insert rows together; when the database refuses that, each is tried alone.
 
-        A connection that is lost again fails them all. So does the refusal of all those whose turn does not come soon,
-        because others hold what the first ones wait for: more people wait for this thread.
+        A connection that is lost again fails them all. Those whose turn does not come within ALONE_SECONDS, because
+        somebody holds what the first ones wait for, get the error of the group: more people wait for this thread.
         """
         try:
             repeatable(self._rows_engine, lambda connection: self._insert_on(connection, rows))

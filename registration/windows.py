@@ -13,19 +13,18 @@ Window = tuple[int, int]
 """The ids after the first number, up to the second."""
 
 
-def split(session: Session, size: int, after: int = 0, up_to: int | None = None) -> Iterator[Window]:
-    """Yield windows of `size` ids that cover all registrations there are now, or those in one window.
+def split(session: Session, size: int, up_to: int | None = None) -> Iterator[Window]:
+    """Yield windows of `size` ids that cover all registrations there are now, or those up to an id.
 
     Where a window would begin with ids that nobody has, it begins behind them: each request for an address that is
     known uses one up, and there may be millions of those between two registrations.
     """
     if up_to is None:
         up_to = session.execute(select(func.max(Registration.id))).scalar() or 0
-    next_id = select(func.min(Registration.id))
+    after, next_id = 0, select(func.min(Registration.id))
     while (first := session.execute(next_id.where(contains((after, up_to)))).scalar()) is not None:
-        window = first - 1, min(first - 1 + size, up_to)
-        yield window
-        after = window[1]
+        begin, after = first - 1, min(first - 1 + size, up_to)
+        yield begin, after
 
 
 def contains(window: Window) -> ColumnElement[bool]:

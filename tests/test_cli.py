@@ -25,6 +25,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from sqlalchemy import update
+from sqlalchemy.event import listen, remove
 from sqlalchemy.exc import OperationalError
 
 from registration import ROOT, broadcasts, cli, feedback, messages, terminal
@@ -189,6 +190,32 @@ def test_a_repetition_shows_the_first_and_is_sent_to_nobody(
     assert at_once.exit_code == 1
     assert "--resend" not in at_once.output
     assert len(list((tmp_path / "outbox").glob("*.eml"))) == 2
+
+
+def test_ctrl_c_while_the_figures_are_looked_up_leaves_them_as_they_were_last_seen(
+    application: Flask, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with application.app_context():
+        factories.register(1)
+        broadcast_id = factories.start_broadcast()
+        broadcasts.pause(db.session(), broadcast_id)
+        db.session.commit()
+        engine = db.engine
+    slept = []
+
+    def interrupt(*_: object) -> None:
+        if slept:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    listen(engine, "do_execute", interrupt)
+    try:
+        result = run("show", "--follow", broadcast_id)
+    finally:
+        remove(engine, "do_execute", interrupt)
+
+    assert result.exit_code == cli.INTERRUPTED
+    assert f"resume {broadcast_id}\n" in result.output
 
 
 def test_an_urgent_repetition_makes_the_first_urgent(application: Flask, run: Run, notice: Path) -> None:

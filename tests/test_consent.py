@@ -88,7 +88,7 @@ def test_only_the_link_of_the_newest_confirmation_mail_confirms(seconds: int) ->
     assert consent.status_of(db.session(), link.product_id) is S.UNCONFIRMED
 
 
-def test_an_erasure_leaves_nothing_of_a_registration_but_its_times_of_birth() -> None:
+def test_an_erasure_leaves_no_address_and_no_time_of_a_confirmation_mail_in_the_row() -> None:
     [email] = factories.register(1, ip_address="192.0.2.1")
     db.session.execute(update(Registration).values(confirmation_sent_at=NOW))
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionIsFree
 from sqlalchemy.orm import Session
 
 from registration import addresses, consent, counting, services
-from registration.db import AUTOCOMMIT, db
+from registration.db import db
 from registration.models import Registration, RegistrationCount
 
 from . import factories
@@ -132,7 +132,7 @@ def remember(up_to: int) -> bool:
 def test_while_the_confirmed_are_counted_again_the_others_are_told_the_number_of_before(
     monkeypatch: pytest.MonkeyPatch, error: SQLAlchemyError
 ) -> None:
-    confirmed = counting.ConfirmedCount(db.engines[AUTOCOMMIT])
+    confirmed = counting.ConfirmedCount(db.engine)
     factories.register(2)
     assert confirmed.get() == 2
     factories.register(1)

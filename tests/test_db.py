@@ -7,8 +7,10 @@ import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 
+import pymysql
 import pytest
 from flask import Flask
+from pymysql.constants.CR import CR_SERVER_LOST
 from sqlalchemy import Connection, create_engine, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlalchemy.orm import Session
@@ -299,6 +301,23 @@ def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_c
         other.connect().close()
     for engine in (waiting, other):
         engine.dispose()
+
+
+def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server is going down, that would be the second dead one for SQLAlchemy, which then gives up."""
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no pings")
+    engine = create_engine(**engine_options(url(), pool_size=1))
+    Outage().watch(engine, ping=True)
+
+    def fail(*_: object, **__: object) -> None:
+        raise pymysql.err.OperationalError(CR_SERVER_LOST, "gone")
+
+    monkeypatch.setattr(pymysql.connections.Connection, "ping", fail)
+    for _ in range(3):
+        with engine.connect() as connection:
+            assert connection.execute(select(1)).scalar_one() == 1
+    engine.dispose()
 
 
 def test_a_connection_that_was_cut_is_replaced_at_once() -> None:

@@ -25,7 +25,7 @@ from werkzeug.test import TestResponse
 
 from config import WEB_CONNECTIONS
 from registration import LARGEST_BODY, broadcasts, errors, services
-from registration.db import AUTOCOMMIT, AWAY_SECONDS, CONNECT_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, db
+from registration.db import AUTOCOMMIT, AWAY_SECONDS, CONNECT_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, Outage, db
 from registration.web.errors import STATUS
 
 from . import factories, mariadb
@@ -346,6 +346,7 @@ def test_a_database_that_refused_one_pool_is_left_in_peace_by_the_others(
         raise ConnectionRefusedError
 
     monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setitem(Outage.watch.__globals__, "REFUSED_SECONDS", 60.0)
     with application.app_context():
         for engine in db.engines.values():
             with pytest.raises(OperationalError):

@@ -143,6 +143,7 @@ def _begin(begin: Callable[[Session], int], *, urgent: bool) -> ResponseReturnVa
     except RepeatedBroadcastException as repetition:
         if urgent:
             commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
+            log.info("a broadcast was made urgent", extra={"broadcast": repetition.broadcast_id})
         return _answer(_watch(repetition.broadcast_id) | {"repeated": True})
     log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     services.current().wake()

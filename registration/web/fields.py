@@ -62,7 +62,7 @@ class Fields:
         return value
 
     def address(self, name: str) -> Address:
-        """Return an e-mail address. Raises InvalidEmailException."""
+        """Return an e-mail address. Raises InvalidEmailException, or what `text` raises."""
         if not (text := self.text(name).strip()):
             raise InvalidEmailException(f"An e-mail address is needed, in the field `{name}`.")
         return addresses.normalise(text)
