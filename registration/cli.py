@@ -230,11 +230,11 @@ def _follow(broadcast_id: int) -> None:
 def _parting(this: int, progress: Progress | None) -> str:
     """Return what becomes of a broadcast that was last seen so, if at all, and what to do about it."""
     look, stop = f"Look at it: {_COMMAND} show --follow {this}", f"Stop it: {_COMMAND} cancel {this}"
-    if progress is not None and progress.status not in ("sending", "paused"):
-        return f"{terminal.state(progress)} {look}"
-    if progress is not None and progress.status == "paused" and progress.resume_at is None:
+    if progress is None or progress.status == "sending" or progress.resume_at is not None:
+        return f"The broadcast goes on without you. {look}\n{stop}"
+    if progress.status == "paused":
         return f"{terminal.state(progress)} Resume it: {_COMMAND} resume {this}\n{stop}"
-    return f"The broadcast goes on without you. {look}\n{stop}"
+    return f"{terminal.state(progress)} {look}"
 
 
 def _exit_by_status(progress: Progress) -> None:

@@ -53,6 +53,15 @@ def own_server(mariadb_server: mariadb.Server) -> Iterator[mariadb.Server]:
         yield server
 
 
+@pytest.fixture
+def on_own_server(own_server: mariadb.Server, make_application: Callable[[str], Flask]) -> Flask:
+    """An application whose database server a test may stop."""
+    application = make_application(own_server.create_database("registration"))
+    with application.app_context():
+        upgrade()
+    return application
+
+
 def assert_problem(response: TestResponse, status: int, title: str) -> None:
     assert response.status_code == status
     assert response.content_type == "application/problem+json"
@@ -269,14 +278,12 @@ def kill_connections(url: str) -> int:
 
 
 def test_while_the_database_is_down_everything_is_answered_503_and_then_goes_on_by_itself(
-    own_server: mariadb.Server, make_application: Callable[[str], Flask]
+    own_server: mariadb.Server, on_own_server: Flask
 ) -> None:
-    application = make_application(own_server.create_database("registration"))
-    with application.app_context():
-        upgrade()
+    with on_own_server.app_context():
         factories.register(1)
         broadcast_id = factories.start_broadcast()
-    client = application.test_client()
+    client = on_own_server.test_client()
     requests: list[dict[str, Any]] = [
         {"method": "POST", "path": REGISTRATION, "data": {"email": "ann@example.org"}},
         {"method": "POST", "path": REGISTRATION, "data": {"email": "ann@example.org", "version": "7.0.3"}},
@@ -359,14 +366,11 @@ def test_a_database_that_refused_one_pool_is_left_in_peace_by_the_others(
 
 
 def test_a_connection_that_is_lost_once_the_answer_is_made_costs_no_answer(
-    own_server: mariadb.Server, make_application: Callable[[str], Flask]
+    own_server: mariadb.Server, on_own_server: Flask
 ) -> None:
-    application = make_application(own_server.create_database("registration"))
-    with application.app_context():
-        upgrade()
     lost = []
 
-    @application.after_request
+    @on_own_server.after_request
     def lose(response: Response) -> Response:
         if db.session.registry.has():
             number = db.session.execute(text("SELECT CONNECTION_ID()")).scalar_one()
@@ -375,7 +379,7 @@ def test_a_connection_that_is_lost_once_the_answer_is_made_costs_no_answer(
             lost.append(number)
         return response
 
-    client = application.test_client()
+    client = on_own_server.test_client()
 
     answers = [client.get(BROADCAST, headers=HEADERS) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200] * 3
@@ -395,15 +399,12 @@ def test_a_database_that_is_away_is_logged_in_a_line_with_its_code(
 
 
 def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
-    own_server: mariadb.Server, make_application: Callable[[str], Flask]
+    own_server: mariadb.Server, on_own_server: Flask
 ) -> None:
-    application = make_application(own_server.create_database("registration"))
-    with application.app_context():
-        upgrade()
-    client = application.test_client()
+    client = on_own_server.test_client()
     product_id = uuid.UUID(client.post(REGISTRATION, data={"email": "ann@example.org"}).json["productId"])
-    with application.app_context():
-        opt_out_page = urlsplit(services.of(application).tokens.opt_out_url(product_id)).path
+    with on_own_server.app_context():
+        opt_out_page = urlsplit(services.of(on_own_server).tokens.opt_out_url(product_id)).path
     for path in (UNIQUE, opt_out_page):
         assert client.get(path).status_code == 200
     assert own_server.process is not None
