@@ -86,7 +86,7 @@ def _set_up_database(application: Flask, url: str) -> None:
     with application.app_context():
         outage = Outage()
         for engine in () if is_file else db.engines.values():
-            outage.watch(engine, ping=engine is db.engine, quick=engine is not db.engine)
+            outage.watch(engine, ping=engine is db.engine)
     Migrate(application, db, directory=str(MIGRATIONS))
 
 

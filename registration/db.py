@@ -42,7 +42,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -58,7 +58,7 @@ REFUSED_SECONDS = 0.5
 LOCK_SECONDS = 3
 CLOCK_QUESTIONS = 8
 TRIES = 3
-_HAS_BEEN_USED = "has been used"
+_SECONDS = "seconds"
 
 Result = TypeVar("Result")
 
@@ -184,6 +184,21 @@ def commit_steps(step: Callable[..., bool]) -> None:
             pass
 
 
+def expect_few_rows(session: Session) -> None:
+    """Let no statement take longer than `QUICK_SECONDS`, in the transactions that a session begins from now on."""
+    session.info[_SECONDS] = QUICK_SECONDS
+
+
+@event.listens_for(Session, "after_begin")
+def _limit(session: Session, _: SessionTransaction, connection: Connection) -> None:
+    if _SECONDS in session.info and connection.dialect.name != "sqlite":
+        _raw(connection)._read_timeout = session.info[_SECONDS]
+
+
+def _raw(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
+
+
 def close_session(_: BaseException | None) -> None:
     """Give back what `db.session` holds when a request ends; a connection that is lost by then costs nobody an answer.
 
@@ -293,8 +308,8 @@ class Outage:
     def __init__(self) -> None:
         self._ends_at = 0.0
 
-    def watch(self, engine: Engine, *, ping: bool = False, quick: bool = False) -> None:
-        """Let an engine fail fast; `quick` is one whose statements are all about a few rows.
+    def watch(self, engine: Engine, *, ping: bool = False) -> None:
+        """Let an engine fail fast.
 
         With `ping`, a connection that is dead is noticed before it is used, and replaced. SQLAlchemy's own
         `pool_pre_ping` would wait for that as long as for a statement.
@@ -302,8 +317,7 @@ class Outage:
         event.listen(engine, "do_connect", self._connect)
         if ping:
             event.listen(engine, "checkout", self._ping)
-        if quick:
-            event.listen(engine, "handle_error", self._notice)
+        event.listen(engine, "handle_error", self._notice)
 
     def _connect(self, dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
         """Wait for the handshake no longer than for the connection."""
@@ -320,19 +334,22 @@ class Outage:
         return connection
 
     def _ping(self, connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-        if not entry.info.get(_HAS_BEEN_USED):
-            entry.info[_HAS_BEEN_USED] = True
+        if _SECONDS not in entry.info:
+            entry.info[_SECONDS] = connection._read_timeout
             return
-        for_statements, connection._read_timeout = connection._read_timeout, CONNECT_SECONDS
+        connection._read_timeout = CONNECT_SECONDS
         try:
             connection.ping(reconnect=False)
         except pymysql.err.Error as error:
             self._see(error)
             raise InvalidatePoolError from error
-        connection._read_timeout = for_statements
+        connection._read_timeout = entry.info[_SECONDS]
 
     def _notice(self, context: ExceptionContext) -> None:
-        self._see(context.original_exception)
+        """Take note of a quick statement without an answer; another one may just have much to do."""
+        connection = context.connection
+        if connection and not connection.invalidated and _raw(connection)._read_timeout <= QUICK_SECONDS:
+            self._see(context.original_exception)
 
     def _see(self, error: BaseException) -> None:
         if _was_awaited(error):

@@ -11,7 +11,7 @@ import pymysql
 import pytest
 from flask import Flask
 from pymysql.constants.CR import CR_SERVER_LOST
-from sqlalchemy import Connection, create_engine, insert, select, text
+from sqlalchemy import Connection, create_engine, func, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlalchemy.orm import Session
 
@@ -29,6 +29,7 @@ from registration.db import (
     database_time,
     db,
     engine_options,
+    expect_few_rows,
     repeatable,
 )
 from registration.models import Registration, RegistrationStatus, WrongPin
@@ -236,7 +237,7 @@ def test_a_refusal_does_not_shorten_the_peace_after_an_answer_that_did_not_come(
         pytest.skip("SQLite has no time-out for answers")
     clock, outage, asked = Clock(), Outage(), []
     waiting, refused = (create_engine(**engine_options(url(), pool_size=1, seconds=1)) for _ in range(2))
-    outage.watch(waiting, quick=True)
+    outage.watch(waiting)
     outage.watch(refused)
     monkeypatch.setitem(Outage.watch.__globals__, "time", clock)
 
@@ -277,13 +278,16 @@ def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_connect(*, quick: bool) -> None:
+def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_connect(
+    monkeypatch: pytest.MonkeyPatch, *, quick: bool
+) -> None:
     """Whichever of the engines waited for it. Connections that there are already stay."""
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
+    monkeypatch.setitem(Outage.watch.__globals__, "QUICK_SECONDS", 1 if quick else 0.5)
     outage = Outage()
     waiting, other = (create_engine(**engine_options(url(), pool_size=2, seconds=1)) for _ in range(2))
-    outage.watch(waiting, quick=quick)
+    outage.watch(waiting)
     outage.watch(other)
 
     with waiting.connect() as connection:
@@ -301,6 +305,32 @@ def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_c
         other.connect().close()
     for engine in (waiting, other):
         engine.dispose()
+
+
+def test_a_session_that_expects_few_rows_waits_less_in_each_of_its_transactions_and_the_next_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no time-out for answers")
+    monkeypatch.setitem(Outage.watch.__globals__, "QUICK_SECONDS", 0.5)
+    engine = create_engine(**engine_options(url(), pool_size=1))
+    Outage().watch(engine, ping=True)
+    asleep = select(func.sleep(1))
+
+    with Session(engine) as quick:
+        expect_few_rows(quick)
+        quick.execute(select(1))
+    with Session(engine) as patient:
+        assert patient.execute(asleep).scalar_one() == 0
+    with Session(engine) as quick:
+        expect_few_rows(quick)
+        quick.execute(select(1))
+        quick.commit()
+        with pytest.raises(OperationalError, match="timed out"):
+            quick.execute(asleep)
+    with pytest.raises(OperationalError, match="away a moment ago"):
+        engine.connect()
+    engine.dispose()
 
 
 def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:

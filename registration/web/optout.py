@@ -14,7 +14,7 @@ from flask.typing import ResponseReturnValue
 from flask_babel import Babel, get_locale, gettext
 
 from .. import confirmations, consent, services
-from ..db import commit_step, db
+from ..db import commit_step, db, expect_few_rows
 from ..errors import ExpiredLinkException, ForgedLinkException
 from ..models import RegistrationStatus
 from ..tokens import LONGEST_TOKEN, ConfirmationLink
@@ -57,6 +57,11 @@ def init_app(application: Flask) -> None:
         default_translation_directories="translations",
         locale_selector=_language,
     )
+
+
+@bp.before_request
+def _expect_few_rows() -> None:
+    expect_few_rows(db.session())
 
 
 @bp.get(f"/opt-out/{_TOKEN}/undo")
