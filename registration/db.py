@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -21,7 +21,13 @@ from typing import Any, TypeVar, cast
 import pymysql
 from flask_sqlalchemy import SQLAlchemy
 from pymysql.constants.CR import CR_CONN_HOST_ERROR
-from pymysql.constants.ER import LOCK_DEADLOCK
+from pymysql.constants.ER import (
+    BAD_FIELD_ERROR,
+    CONSTRAINT_FAILED,
+    LOCK_DEADLOCK,
+    NO_DEFAULT_FOR_FIELD,
+    TRUNCATED_WRONG_VALUE,
+)
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -56,9 +62,10 @@ SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
 REFUSED_SECONDS = 0.5
 """After a quicker failure, nobody tries for a moment: getting ready for TLS is 45 ms of work for each connection."""
 LOCK_SECONDS = 3
-CLOCK_QUESTIONS = 8
 TRIES = 3
-_SECONDS = "seconds"
+_FEW_ROWS, _IS_NEW, _LIMIT = "few rows", "is new", "limit"
+"""What a session, and what a connection of a pool, is remembered to be or to have."""
+_FAULTS = {BAD_FIELD_ERROR, CONSTRAINT_FAILED, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE}
 
 Result = TypeVar("Result")
 
@@ -185,14 +192,18 @@ def commit_steps(step: Callable[..., bool]) -> None:
 
 
 def expect_few_rows(session: Session) -> None:
-    """Let no statement take longer than `QUICK_SECONDS`, in the transactions that a session begins from now on."""
-    session.info[_SECONDS] = QUICK_SECONDS
+    """Let no statement take longer than `QUICK_SECONDS`, in the transactions that a session begins from now on.
+
+    For an engine that an `Outage` watches; SQLite waits only for a lock, and as long as ever.
+    """
+    session.info[_FEW_ROWS] = True
 
 
 @event.listens_for(Session, "after_begin")
 def _limit(session: Session, _: SessionTransaction, connection: Connection) -> None:
-    if _SECONDS in session.info and connection.dialect.name != "sqlite":
-        _raw(connection)._read_timeout = session.info[_SECONDS]
+    if session.info.get(_FEW_ROWS) and connection.dialect.name != "sqlite":
+        raw = _raw(connection)
+        raw._read_timeout = min(raw._read_timeout, QUICK_SECONDS)
 
 
 def _raw(connection: Connection) -> Any:
@@ -216,29 +227,20 @@ def database_time(session: Session) -> datetime:
     return there.replace(tzinfo=UTC)
 
 
-def clock_offset(session: Session) -> timedelta:
-    """Return by how much the database's clock is ahead of this machine's; on SQLite both are one.
-
-    The quickest of a few answers, taken to have been given halfway, as NTP does it (RFC 5905 section 8): on a busy
-    machine a single one is off by so much that senders get into each other's way.
-    """
-    if session.get_bind().dialect.name == "sqlite":
-        return timedelta(0)
-    return min(_ask_for_time(session) for _ in range(CLOCK_QUESTIONS))[1]
-
-
-def _ask_for_time(session: Session) -> tuple[float, timedelta]:
-    """Return how long the database took to tell the time, in seconds, and how far ahead that is."""
-    asked_at, begun = datetime.now(UTC), time.monotonic()
-    there = database_time(session)
-    seconds = time.monotonic() - begun
-    return seconds, there - asked_at - timedelta(seconds=seconds / 2)
-
-
 def is_deadlock(error: Exception) -> bool:
     """Return whether two transactions waited for each other and this one had to give way; it may be tried again."""
-    original = error.orig if isinstance(error, DBAPIError) else None
-    return bool(original and original.args and original.args[0] == LOCK_DEADLOCK)
+    return code_of(error) == LOCK_DEADLOCK
+
+
+def is_fault(error: Exception) -> bool:
+    """Return whether a statement is to blame, where PyMySQL raises the same as of a server that is away."""
+    return code_of(error) in _FAULTS
+
+
+def code_of(error: Exception) -> int | str | None:
+    """Return the database's own code of an error, or the sentence of SQLite, which has none."""
+    original = getattr(error, "orig", None)
+    return original.args[0] if original is not None and original.args else None
 
 
 def _was_dead(error: DBAPIError, begun: float) -> bool:
@@ -257,6 +259,7 @@ def engine_options(
 ) -> dict[str, Any]:
     """Return the options of one engine and its pool of `pool_size` connections; a statement may take so many seconds.
 
+    On SQLite, where nothing but a lock takes long, it is always STATEMENT_SECONDS.
     A connection is rolled back before it is put back; `careful` off saves that round trip, for those who end every
     transaction themselves. So does `autocommit`. Parameters stay out of error messages, because they hold addresses.
     """
@@ -317,10 +320,11 @@ class Outage:
         event.listen(engine, "do_connect", self._connect)
         if ping:
             event.listen(engine, "checkout", self._ping)
+        event.listen(engine, "checkout", _restore_limit)
         event.listen(engine, "handle_error", self._notice)
 
-    def _connect(self, dialect: Dialect, _: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
-        """Wait for the handshake no longer than for the connection."""
+    def _connect(self, dialect: Dialect, entry: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
+        """Wait for the handshake, and for what is set up after it, no longer than for the connection."""
         begun = time.monotonic()
         if begun < self._ends_at:
             raise pymysql.err.OperationalError(CR_CONN_HOST_ERROR, "The database was away a moment ago.")
@@ -330,12 +334,11 @@ class Outage:
             is_slow = time.monotonic() - begun > SLOW_SECONDS
             self._begin(AWAY_SECONDS if is_slow else REFUSED_SECONDS)
             raise
-        connection._read_timeout = named["read_timeout"]  # PyMySQL has one for the handshake and all statements
+        entry.info.update({_IS_NEW: True, _LIMIT: named["read_timeout"]})
         return connection
 
     def _ping(self, connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-        if _SECONDS not in entry.info:
-            entry.info[_SECONDS] = connection._read_timeout
+        if entry.info.pop(_IS_NEW, False):
             return
         connection._read_timeout = CONNECT_SECONDS
         try:
@@ -343,12 +346,10 @@ class Outage:
         except pymysql.err.Error as error:
             self._see(error)
             raise InvalidatePoolError from error
-        connection._read_timeout = entry.info[_SECONDS]
 
     def _notice(self, context: ExceptionContext) -> None:
         """Take note of a quick statement without an answer; another one may just have much to do."""
-        connection = context.connection
-        if connection and not connection.invalidated and _raw(connection)._read_timeout <= QUICK_SECONDS:
+        if context.connection is not None and _raw(context.connection)._read_timeout <= QUICK_SECONDS:
             self._see(context.original_exception)
 
     def _see(self, error: BaseException) -> None:
@@ -357,6 +358,11 @@ class Outage:
 
     def _begin(self, seconds: float) -> None:
         self._ends_at = max(self._ends_at, time.monotonic() + seconds)
+
+
+def _restore_limit(connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+    """Let a connection take as long as its engine allows. PyMySQL has one limit for handshake, pings and statements."""
+    connection._read_timeout = entry.info[_LIMIT]
 
 
 @event.listens_for(Engine, "handle_error")

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.orm import Session, sessionmaker
 
 from . import broadcasts, circuit_breaker, feedback
-from .db import database_time
+from .db import database_time, is_fault
 
 MOST_EVENTS = 10
 """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html"""
@@ -116,9 +116,9 @@ class EventQueue:
         """Give events their effect in one transaction; one by one if that fails, so that none holds up the others."""
         try:
             self._commit(bodies)
-        except OperationalError:  # the database is away
-            raise
         except Exception as error:
+            if isinstance(error, OperationalError) and not is_fault(error):  # the database is away
+                raise
             if len(bodies) > 1:
                 for body in bodies:
                     self._apply([body])

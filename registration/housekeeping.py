@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -33,6 +34,17 @@ class Timetable:
         self._next[chore] = time.monotonic() + seconds
         return True
 
+    @contextmanager
+    def again_after_failure(self, chore: str, seconds: float = 0.0) -> Iterator[None]:
+        """Let a chore that fails be due again so much later, as if it had not been done."""
+        try:
+            yield
+        except Exception:
+            del self._next[chore]
+            if seconds:
+                self._next[chore] = time.monotonic() + seconds
+            raise
+
     def was_ever_due(self, chore: str) -> bool:
         """Return whether a chore was ever due."""
         return chore in self._next
@@ -57,7 +69,8 @@ class Housekeeper:
                 confirmations.forget(session, now)
             self._repeat(lambda session: bool(feedback.forget(session, now)))
         if self._timetable.is_due("forget IP addresses", HOUR):
-            self._forget_ip_addresses(now)
+            with self._timetable.again_after_failure("forget IP addresses", MINUTE):
+                self._forget_ip_addresses(now)
 
     def _count(self) -> None:
         """Remember the count up to what was the highest id a while ago."""

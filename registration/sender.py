@@ -19,8 +19,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import broadcasts, ledger, mailers, pacing
 from .broadcasts import Work
+from .clock import Clock
 from .confirmation_sender import ConfirmationSender
-from .db import clock_offset, is_deadlock
+from .db import is_deadlock
 from .flow import AHEAD_SECONDS, RESTING_SECONDS, Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
@@ -95,7 +96,7 @@ class Sender:
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
         self._trouble = Trouble()
-        self._clock_offset = timedelta(0)
+        self._clock = Clock(lambda: self.now())  # noqa: PLW0108  `now` may be replaced
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
         self._claim_at = 0.0
@@ -144,15 +145,16 @@ class Sender:
 
     def look(self) -> bool:
         """See what there is to do and do all of it but the sending; return whether there was anything."""
-        if self._timetable.is_due("clock", _CLOCK_SECONDS):
-            with self.sessions.begin() as session:
-                self._clock_offset = clock_offset(session)
-        now = self._time()
+        if self._timetable.is_due("clock", _CLOCK_SECONDS) or self._clock.has_stepped():
+            with self._timetable.again_after_failure("clock"), self.sessions.begin() as session:
+                self._clock.set(session)
+        now = self._clock.time()
         with self.sessions.begin() as session:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
             self._trouble = Trouble()  # what was long ago says nothing of the next broadcast
+            self._message_of.cache_clear()  # a database that was restored gives ids out again
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
@@ -163,10 +165,6 @@ class Sender:
             self._confirmations.send(now, BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
         self._housekeeper.work(now)
         return any(tended)
-
-    def _time(self) -> datetime:
-        """Return the time by the database's clock, which leases and the pace of all senders go by."""
-        return self.now() + self._clock_offset
 
     def _start_tasks(self, threads: dict[str, threading.Thread]) -> bool:
         """Start what is to be done beside looking and is not being done, each in a thread of its own, by name.
@@ -243,7 +241,7 @@ class Sender:
         """
         if not self._flow.has_scarce_bulk_calls:
             return []
-        now, begun, rate = self._time(), time.monotonic(), self._flow.steady_rate
+        now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=AHEAD_SECONDS)
         are_all_resting = pacing.free_in(session, rate=rate, now=now.timestamp()) > RESTING_SECONDS
         if turn is BulkTurn.NOT_YET or are_all_resting:
@@ -261,7 +259,7 @@ class Sender:
 
     def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve for one broadcast; return None when it is too early for anybody."""
-        now, begun, rate = self._time(), time.monotonic(), self._flow.steady_rate
+        now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - AHEAD_SECONDS
         if too_early > 0:
             self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
@@ -289,15 +287,15 @@ class Sender:
             filled = not work.filled and ledger.fill(session, work.broadcast_id)
         if work.status is BroadcastStatus.CANCELLED:
             with self.sessions.begin() as session:
-                filled |= broadcasts.cancel_rest(session, work.broadcast_id, self._time())
+                filled |= broadcasts.cancel_rest(session, work.broadcast_id, self._clock.time())
         with self.sessions.begin() as session:
             expire = time.monotonic() >= self._expire_from and self._timetable.is_due(
                 f"expire {work.broadcast_id}", _EXPIRE_SECONDS
             )
-            expired = expire and ledger.expire(session, work.broadcast_id, self._time())
+            expired = expire and ledger.expire(session, work.broadcast_id, self._clock.time())
         # Not in the same transaction: whoever steers a broadcast locks its row first and deliveries then.
         with self.sessions.begin() as session:
-            finished = work.filled and broadcasts.finish(session, work.broadcast_id, self._time())
+            finished = work.filled and broadcasts.finish(session, work.broadcast_id, self._clock.time())
         if finished:
             log.info("a broadcast has ended", extra={"broadcast": work.broadcast_id})
         return filled or expired or finished
@@ -364,7 +362,7 @@ class Sender:
             try:
                 with self.sessions.begin() as session:
                     for batch, outcomes in _by_lease(settled):
-                        ledger.settle(session, batch, outcomes, self._time())
+                        ledger.settle(session, batch, outcomes, self._clock.time())
             except SQLAlchemyError as error:
                 if self.stopping.is_set():
                     give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
@@ -390,12 +388,12 @@ class Sender:
         with self.sessions.begin() as session:
             if advice.hold is not None:
                 self._sending.discard(call.broadcast_id)
-                broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=self._time())
+                broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=self._clock.time())
                 log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": call.broadcast_id})
             elif advice.slow_down and not was_one_too_many:
-                pacing.slow_down(session, now=self._time().timestamp())
+                pacing.slow_down(session, now=self._clock.time().timestamp())
             elif advice.rest_seconds:
-                pacing.back_off(session, advice.rest_seconds, now=self._time().timestamp())
+                pacing.back_off(session, advice.rest_seconds, now=self._clock.time().timestamp())
 
     def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:
         """Note whether a bulk call was let through; return whether it was refused for being one too many."""
@@ -403,7 +401,7 @@ class Sender:
         if turn is BulkTurn.NOT_YET:
             if not self._flow.are_bulk_calls_scarce and self._flow.shows_scarce_bulk_calls(was_refused=refused):
                 with self.sessions.begin() as session:
-                    pacing.note_scarce_bulk_calls(session, now=self._time().timestamp())
+                    pacing.note_scarce_bulk_calls(session, now=self._clock.time().timestamp())
                 self._flow.are_bulk_calls_scarce = True
                 log.warning("one bulk call a second is let through; the others become calls of one recipient each")
             return False
@@ -414,7 +412,7 @@ class Sender:
             log.info("bulk calls are let through again")
         if turn is BulkTurn.YES and refused:
             with self.sessions.begin() as session:
-                pacing.postpone_bulk_turn(session, now=self._time().timestamp())
+                pacing.postpone_bulk_turn(session, now=self._clock.time().timestamp())
         return refused
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
@@ -441,7 +439,7 @@ class Sender:
         is_first = not self._timetable.was_ever_due("account")
         if not self._timetable.is_due("account", _ACCOUNT_SECONDS):
             return
-        with self.sessions.begin() as session:
+        with self._timetable.again_after_failure("account"), self.sessions.begin() as session:
             due = pacing.needs_account(session, now=now.timestamp(), at_once=is_first)
         if due and (account := self.mailer.account()) is not None:
             with self.sessions.begin() as session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import pymysql
@@ -16,9 +15,9 @@ def deadlock() -> OperationalError:
     return OperationalError("", {}, pymysql.err.OperationalError(LOCK_DEADLOCK, "Deadlock found"))
 
 
-def at_first(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, *errors: Exception) -> list[Exception]:
+def at_first(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *errors: Exception) -> list[Exception]:
     """Let the first calls of a function do their work and raise these errors then; return those that are left."""
-    function, left = getattr(module, name), list(errors)
+    function, left = getattr(owner, name), list(errors)
 
     def fail(*arguments: Any, **named: Any) -> Any:
         done = function(*arguments, **named)
@@ -26,5 +25,5 @@ def at_first(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, *er
             raise left.pop(0)
         return done
 
-    monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(owner, name, fail)
     return left

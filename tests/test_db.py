@@ -6,12 +6,13 @@ import socket
 import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pymysql
 import pytest
 from flask import Flask
 from pymysql.constants.CR import CR_SERVER_LOST
-from sqlalchemy import Connection, create_engine, func, insert, select, text
+from sqlalchemy import Connection, create_engine, event, func, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlalchemy.orm import Session
 
@@ -22,9 +23,9 @@ from registration.db import (
     LOCK_SECONDS,
     REFUSED_SECONDS,
     ROWS,
+    STATEMENT_SECONDS,
     TRIES,
     Outage,
-    clock_offset,
     commit_steps,
     database_time,
     db,
@@ -35,7 +36,6 @@ from registration.db import (
 from registration.models import Registration, RegistrationStatus, WrongPin
 
 from . import failing
-from .ledgers import commit
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 CLOCK_STARTS = 1000.0
@@ -179,10 +179,6 @@ def test_the_time_is_that_of_the_databases_clock() -> None:
     finally:
         if is_server:
             session.execute(text("SET timestamp = DEFAULT"))
-
-
-def test_the_databases_clock_is_this_machines_when_it_runs_here() -> None:
-    assert abs(commit(clock_offset).total_seconds()) < 2
 
 
 def test_a_database_that_refuses_connections_is_left_in_peace_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +327,43 @@ def test_a_session_that_expects_few_rows_waits_less_in_each_of_its_transactions_
     with pytest.raises(OperationalError, match="away a moment ago"):
         engine.connect()
     engine.dispose()
+
+
+@pytest.mark.parametrize("seconds", [0.25, 3])
+def test_where_few_rows_are_expected_a_shorter_limit_stays_and_a_longer_one_comes_back(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no time-out for answers")
+    monkeypatch.setitem(Outage.watch.__globals__, "QUICK_SECONDS", 0.5)
+    engine = create_engine(**engine_options(url(), pool_size=1, seconds=seconds))
+    Outage().watch(engine)
+
+    with Session(engine) as quick:
+        expect_few_rows(quick)
+        assert raw(quick.connection())._read_timeout == min(seconds, 0.5)
+    with engine.connect() as connection:
+        assert raw(connection)._read_timeout == seconds
+    engine.dispose()
+
+
+def test_what_is_set_up_on_a_new_connection_has_to_be_as_quick_as_the_handshake() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no handshake")
+    engine = create_engine(**engine_options(url(), pool_size=1))
+    Outage().watch(engine)
+    limits = []
+    event.listen(engine, "connect", lambda connection, _: limits.append(connection._read_timeout))
+
+    with engine.connect() as connection:
+        limits.append(raw(connection)._read_timeout)
+
+    assert limits == [CONNECT_SECONDS, STATEMENT_SECONDS]
+    engine.dispose()
+
+
+def raw(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
 
 
 def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:

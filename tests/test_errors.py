@@ -134,6 +134,8 @@ def test_a_method_that_a_path_does_not_take_is_answered_405_with_those_it_takes(
 
     assert_problem(response, 405, "Method Not Allowed")
     assert {name.strip() for name in response.headers["Allow"].split(",")} == allowed
+    known = " or ".join(sorted(allowed - {"HEAD", "OPTIONS"}))
+    assert response.json["error"] == f"This address does not take this method. It takes {known}."
 
 
 @pytest.mark.parametrize("path", [REGISTRATION, BROADCAST])
@@ -235,6 +237,20 @@ def test_an_error_of_the_database_is_answered_without_sql(application: Flask, st
     assert response.status_code in (500, 503)
     for inside in ("SELECT", "INSERT", "no_such_table", "pace", "sql", "Error:"):
         assert inside not in response.text
+
+
+def test_a_statement_that_is_to_blame_is_no_outage(
+    make_application: Callable[[str], Flask], mariadb_url: str, tmp_path: Path
+) -> None:
+    """PyMySQL raises the same as of a server that is away, and there the log has no traceback."""
+    application = make_application(mariadb_url)
+
+    @application.get("/fails")
+    def fails() -> None:
+        db.session.execute(text("SELECT no_such_column FROM broadcast"))
+
+    assert_problem(application.test_client().get("/fails"), 500, "Internal Server Error")
+    assert "no_such_column" in (tmp_path / "log").read_text()
 
 
 def test_an_exhausted_connection_pool_is_answered_503_in_a_few_seconds(application: Flask, client: FlaskClient) -> None:
@@ -415,8 +431,8 @@ def test_a_database_that_hangs_is_answered_in_seconds_however_many_ask(
     own_server: mariadb.Server, on_own_server: Flask, opt_out_page: str
 ) -> None:
     client = on_own_server.test_client()
-    for path in (UNIQUE, opt_out_page):
-        assert client.get(path).status_code == 200
+    for path in (UNIQUE, opt_out_page, BROADCAST):  # the last one leaves a connection that may be waited for longer
+        assert client.get(path, headers=HEADERS).status_code == 200
     assert own_server.process is not None
 
     own_server.process.send_signal(signal.SIGSTOP)

@@ -15,12 +15,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
+import pymysql
 import pytest
 from flask import Flask
 from moto.server import ThreadedMotoServer
+from pymysql.constants.ER import TRUNCATED_WRONG_VALUE
 from sqlalchemy import Connection, func, select
 from sqlalchemy.event import listens_for
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
 
 from registration import ROOT, broadcasts, circuit_breaker, create_event_queue, event_queue, feedback, ledger, services
 from registration.db import db
@@ -170,6 +173,29 @@ def test_a_transaction_that_let_another_go_first_is_tried_again_at_once(
 
     assert (told(broadcast_id), left(sqs, queue.url)) == ({Feedback.HARD_BOUNCE: 1}, 0)
     assert kept() == [("applied", None)]
+
+
+def test_an_event_that_the_database_does_not_take_is_put_aside_and_holds_up_no_other(
+    queue: EventQueue, sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where PyMySQL raises the same as of a database that is away."""
+    broadcast_id, ids = sent(2)
+    bad, good = ses_events.bounce(ids[0]), ses_events.bounce(ids[1])
+    put(sqs, queue.url, bad, good)
+    take = feedback.take
+
+    def refuse(session: Session, bodies: list[str], now: datetime) -> None:
+        if bad in bodies:
+            fault = pymysql.err.OperationalError(TRUNCATED_WRONG_VALUE, "Incorrect datetime value")
+            raise OperationalError("INSERT", {}, fault)
+        take(session, bodies, now)
+
+    monkeypatch.setattr(feedback, "take", refuse)
+
+    assert queue.take() == 2
+
+    assert (told(broadcast_id), left(sqs, queue.url)) == ({Feedback.HARD_BOUNCE: 1}, 0)
+    assert set(kept()) == {("applied", None), ("aside", "It could not be applied: OperationalError.")}
 
 
 def test_an_event_that_could_not_be_deleted_comes_again_and_does_nothing(

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import delete, func, insert, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from registration import confirmations, counting, feedback, housekeeping, pins
+from registration import confirmations, counting, feedback, housekeeping, pins, registrations
 from registration.db import db
 from registration.housekeeping import COUNT_MARGIN_SECONDS, HOUR, MINUTE, Housekeeper, Timetable
 from registration.models import ConfirmationMail, FeedbackEvent, Registration, RegistrationCount, WrongPin
 
-from . import factories
+from . import factories, failing
 from .ledgers import commit
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -163,6 +164,36 @@ def test_each_chore_waits_for_its_time(housekeeper: Housekeeper, clock: Clock) -
     clock.now += HOUR
     housekeeper.work(NOW)
     assert ip_addresses() == [None]
+
+
+def test_ip_addresses_that_could_not_be_forgotten_are_forgotten_a_minute_later(
+    housekeeper: Housekeeper, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1, created_at=NOW - timedelta(days=91), ip_address="192.0.2.1")
+    gone = OperationalError("", {}, Exception("gone"))
+    failing.at_first(monkeypatch, registrations, "forget_ip_addresses", gone)
+    with pytest.raises(OperationalError):
+        housekeeper.work(NOW)
+
+    seen = []
+    for seconds in (MINUTE - 1.0, 1.0):
+        clock.now += seconds
+        housekeeper.work(NOW)
+        seen += ip_addresses()
+    assert seen == ["192.0.2.1", None]
+
+
+def test_a_chore_that_fails_is_due_again_as_if_it_had_never_been() -> None:
+    timetable = Timetable()
+    assert timetable.is_due("a chore", 60.0)
+    with pytest.raises(RuntimeError), timetable.again_after_failure("a chore"):
+        raise RuntimeError
+
+    assert not timetable.was_ever_due("a chore")
+    assert timetable.is_due("a chore", 60.0)
+    with timetable.again_after_failure("a chore"):
+        pass
+    assert not timetable.is_due("a chore", 60.0)
 
 
 def test_a_timetable_tells_what_was_ever_due() -> None:

@@ -11,20 +11,24 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registration import broadcasts, flow, ledger, pacing, trouble
 from registration import sender as sender_module
 from registration.broadcasts import Progress
+from registration.clock import Clock
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import (
+    Broadcast,
+    BroadcastRequest,
     BroadcastStatus,
     Delivery,
     DeliveryStatus,
@@ -379,7 +383,7 @@ def test_a_probe_ends_the_scarcity_if_it_is_let_through(
     now = datetime.now(UTC)
     scarce.now = lambda: now
     scarce.look()
-    turn_at = scarce._time().timestamp() + 0.6
+    turn_at = scarce._clock.time().timestamp() + 0.6
     db.session.execute(update(Pace).values(bulk_free_at=turn_at, bulk_probe_at=turn_at - 1))
     db.session.commit()
     mailer.script = [always(verdict)]
@@ -626,11 +630,15 @@ def test_no_lease_runs_out_just_after_trouble_with_the_database(
     assert len(mailer.sent) == 1
 
 
+def five_minutes_behind(clock: Clock, _: Session) -> None:
+    clock._set_to = datetime.now(UTC), time.monotonic(), timedelta(minutes=-5)
+
+
 def test_leases_go_by_the_clock_of_the_database(scripted: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     factories.register(1)
     broadcast_id = factories.start_broadcast()
     commit(ledger.fill, broadcast_id)
-    monkeypatch.setattr(sender_module, "clock_offset", lambda _: timedelta(minutes=-5))
+    monkeypatch.setattr(Clock, "set", five_minutes_behind)
 
     scripted.look()
     scripted._claim_lot()
@@ -638,6 +646,72 @@ def test_leases_go_by_the_clock_of_the_database(scripted: Sender, monkeypatch: p
     leased_until = db.session.execute(select(Delivery.leased_until)).scalar_one()
     expected = datetime.now(UTC) - timedelta(minutes=5) + ledger.LEASE
     assert abs((leased_until - expected).total_seconds()) < 30
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Clock, "set"), (pacing, "needs_account")])
+def test_what_a_sender_asks_when_it_starts_is_asked_again_if_that_fails(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    factories.register(1)
+    factories.start_broadcast()
+    monkeypatch.setattr(Clock, "set", five_minutes_behind)
+    commit(pacing.needs_account, now=datetime.now(UTC).timestamp(), at_once=False)
+    mailer.rate = 14.0
+    failing.at_first(monkeypatch, owner, name, OperationalError("", {}, Exception("gone")))
+    with pytest.raises(OperationalError):
+        scripted.look()
+
+    scripted.look()
+
+    assert abs(scripted._clock.time() - datetime.now(UTC) + timedelta(minutes=5)) < timedelta(seconds=10)
+    assert scripted._flow.rate == pytest.approx(14.0 * pacing.HEADROOM)
+
+
+def test_a_clock_that_is_put_right_in_mid_broadcast_makes_no_lease_run_out(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that others have, nor those of the sender itself for others."""
+    monkeypatch.setattr(sender_module, "GRACE_SECONDS", 0.0)
+    factories.register(6)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    ahead = timedelta(0)
+    moved = replace(scripted, now=lambda: datetime.now(UTC) + ahead)
+    looks, look_at = [], Clock.set
+    monkeypatch.setattr(Clock, "set", lambda clock, session: looks.append(ahead) or look_at(clock, session))
+    moved.look()
+    theirs = ledgers.claim(broadcast_id, 2, lease="theirs", now=datetime.now(UTC))
+
+    for ahead in (timedelta(hours=1), timedelta(hours=-1)):  # noqa: B007  what `moved` reads
+        assert moved._clock.has_stepped()
+        moved._tend(moved._work[0])
+        ours = ledgers.claim(broadcast_id, 2, now=moved._clock.time())
+        assert not commit(ledger.expire, broadcast_id, datetime.now(UTC))
+        moved.look()
+        commit(ledger.release, ours)
+
+    assert {line.status for line in ledgers.lines(broadcast_id)} == {DeliveryStatus.QUEUED, DeliveryStatus.SENDING}
+    assert theirs is not None
+    assert looks == [timedelta(0), timedelta(hours=1), timedelta(hours=-1)]
+
+
+def test_a_broadcast_with_an_id_from_before_a_restore_has_its_own_message(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.register(1)
+    titles = []
+    monkeypatch.setattr(mailer, "send", lambda message, _: [titles.append(message.subject) or ACCEPTED])
+    for title in ("Before", "After"):
+        broadcast_id = factories.start_broadcast(title)
+        work(scripted)
+        for table in (Delivery, BroadcastRequest, Broadcast):
+            db.session.execute(delete(table))
+        db.session.execute(update(Pace).values(free_at=0))
+        db.session.commit()
+        if db.engine.dialect.name == "mysql":
+            db.session.execute(text(f"ALTER TABLE broadcast AUTO_INCREMENT = {broadcast_id}"))
+
+    assert titles == ["Before", "After"]
 
 
 def test_what_is_taken_apart_goes_on_in_calls_of_one_recipient(scripted: Sender, mailer: ScriptedMailer) -> None:

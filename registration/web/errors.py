@@ -8,8 +8,9 @@ import math
 from flask import Flask, Response, json
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed
 
+from ..db import code_of, is_fault
 from ..errors import (
     AlreadyRegisteredException,
     ExpiredLinkException,
@@ -56,7 +57,10 @@ RETRY_SECONDS = 5
 _SENTENCES = {
     404: "There is nothing at this address.",
     405: "This address does not take this method.",
-    413: "The request is larger than 512 KiB, or has too many parts.",
+    413: (
+        "The request is larger than 512 KiB, or has too many parts. Text that is not English is shortest as form-data "
+        "(curl -F) or JSON."
+    ),
     500: "Something went wrong on our side. It has been logged; please try again later.",
 }
 
@@ -91,7 +95,10 @@ def _refuse(error: RegistrationError) -> Response:
 
 def _answer_http(error: HTTPException) -> Response:
     status = error.code or 500
-    response = problem(status, error.name, _SENTENCES.get(status, error.description or error.name))
+    sentence = _SENTENCES.get(status, error.description or error.name)
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        sentence += f" It takes {' or '.join(sorted(set(error.valid_methods) - {'HEAD', 'OPTIONS'}))}."
+    response = problem(status, error.name, sentence)
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value
@@ -99,17 +106,13 @@ def _answer_http(error: HTTPException) -> Response:
 
 
 def _answer_unavailable(error: Exception) -> Response:
+    if is_fault(error):
+        return _answer_unexpected(error)
     # Without the traceback, which is 16 KB and always the same: there may be hundreds a second.
-    log.error("the database is unavailable", extra={"error": type(error).__name__, "code": _code(error)})
+    log.error("the database is unavailable", extra={"error": type(error).__name__, "code": code_of(error)})
     response = problem(503, "Service Unavailable", "The service is unavailable. Please try again in a few seconds.")
     response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
-
-
-def _code(error: Exception) -> int | str | None:
-    """Return the database's own code of an error, or the sentence of SQLite, which has none."""
-    cause = getattr(error, "orig", None)
-    return cause.args[0] if cause is not None and cause.args else None
 
 
 def _answer_unexpected(error: Exception) -> Response:
