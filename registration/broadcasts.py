@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -184,17 +184,25 @@ def _claim_name(
 ) -> None:
     """Write down what a broadcast was asked for with, over a note that was kept long enough; None for over any.
 
+    A broadcast that has not ended is remembered for as long as that takes, unless another is wanted in so many words.
     The update comes first: of two that insert the same name, both would then hold a shared lock on it and wait for
     each other's update.
     """
     values = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
     named = BroadcastRequest.name == name
-    replaceable = true() if kept is None else BroadcastRequest.created_at <= now - kept
-    if rows_matched(session, update(BroadcastRequest).where(named, replaceable).values(values)):
+    replaceable = [] if kept is None else [BroadcastRequest.created_at <= now - kept]
+    if kept == REPEAT:
+        ended = select(Broadcast.id).where(Broadcast.finished_at.is_not(None))
+        replaceable.append(BroadcastRequest.broadcast_id.in_(ended))
+    replace = update(BroadcastRequest).where(named, *replaceable).values(values)
+    if rows_matched(session, replace):
         return
     try:
         session.execute(insert(BroadcastRequest).values(name=name, **values))
     except IntegrityError as error:
+        if kept is None:  # somebody else has just inserted it
+            rows_matched(session, replace)
+            return
         columns = select(BroadcastRequest.fingerprint, BroadcastRequest.broadcast_id)
         earlier = session.execute(columns.where(named)).one()
         if earlier.fingerprint != fingerprint:
@@ -348,7 +356,7 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         broadcast_id=broadcast_id,
         title=broadcast.title,
         status=broadcast.status,
-        reason=broadcast.reason,
+        reason=broadcast.reason or _waits_for(session, broadcast),
         urgent=broadcast.urgent,
         versions=broadcast.versions,
         recipients=sum(counts.values()),
@@ -360,6 +368,15 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         expected_end=_expected_end(session, broadcast, remaining, now, rate_limit, rate),
         **{status.value: counts[status] for status in ledger.FINAL},
     )
+
+
+def _waits_for(session: Session, broadcast: Broadcast) -> str | None:
+    """Return why a broadcast that is sending does not move, if another goes first."""
+    before = select(Broadcast.id).where(Broadcast.status == _S.SENDING, _goes_before(broadcast))
+    first = before.order_by(Broadcast.urgent.desc(), Broadcast.id).limit(1)
+    if broadcast.status is not _S.SENDING or (number := session.execute(first).scalar()) is None:
+        return None
+    return f"It waits: broadcast {number} goes first." + ("" if broadcast.urgent else " An urgent one would not wait.")
 
 
 def _counts(session: Session, broadcast_id: int, promised: int, *, filled: bool) -> dict[DeliveryStatus, int]:
@@ -387,27 +404,34 @@ def _expected_end(
         return None
     messages = remaining + _ahead_of(session, broadcast) if remaining else 0
     begin = max(now, broadcast.resume_at or now)
-    return begin + timedelta(seconds=_seconds_needed(session, messages, now, rate_limit, of_late=rate))
+    seconds = _seconds_needed(session, messages, now, rate_limit, of_late=rate)
+    return None if seconds is None else begin + timedelta(seconds=seconds)
 
 
 def _ahead_of(session: Session, broadcast: Broadcast) -> int:
     """Return how many messages of other broadcasts go first; of one that waits for a person, none do."""
-    older = and_(Broadcast.urgent.is_(broadcast.urgent), Broadcast.id < broadcast.id)
-    first = older if broadcast.urgent else or_(Broadcast.urgent.is_(True), older)
     filled = (Broadcast.filled_to >= Broadcast.audience_end).label("filled")
     rows = session.execute(
         select(Broadcast.id, Broadcast.recipients, filled).where(
-            or_(Broadcast.status == _S.SENDING, Broadcast.resume_at.is_not(None)), first
+            or_(Broadcast.status == _S.SENDING, Broadcast.resume_at.is_not(None)), _goes_before(broadcast)
         )
     ).all()
     return sum(_remaining(_counts(session, row.id, row.recipients, filled=row.filled)) for row in rows)
 
 
+def _goes_before(broadcast: Broadcast) -> ColumnElement[bool]:
+    older = and_(Broadcast.urgent.is_(broadcast.urgent), Broadcast.id < broadcast.id)
+    return older if broadcast.urgent else or_(Broadcast.urgent.is_(True), older)
+
+
 def _seconds_needed(
     session: Session, messages: int, now: datetime, rate_limit: float, *, of_late: float = 0.0
-) -> float:
+) -> float | None:
+    """Return how long so many messages take; None if nobody knows: without a limit, and none was sent of late."""
     rate = pacing.current_rate(session, limit=rate_limit, now=now.timestamp())
-    if math.isinf(rate) and of_late:
+    if math.isinf(rate) and messages:
+        if not of_late:
+            return None
         rate = of_late
     account = pacing.account(session)
     if not math.isinf(account.daily_quota):

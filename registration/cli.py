@@ -114,9 +114,9 @@ def send(
     except RepeatedBroadcastException as repetition:
         if urgent:
             commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
-        advice = "Nobody gets it again." if resend else "Nobody gets it again, unless you add --resend."
-        click.echo(f"{repetition} {advice}", err=True)
-        click.echo(terminal.details(_progress(repetition.broadcast_id), _now()))
+        progress = _progress(repetition.broadcast_id)
+        click.echo(f"{repetition} {terminal.advice_after(progress, resend=resend)}", err=True)
+        click.echo(terminal.details(progress, _now()))
         raise click.exceptions.Exit(1) from repetition
     _wake()
     click.echo(f"Broadcast {broadcast_id} has started.")

@@ -8,13 +8,20 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from registration import addresses, broadcasts, messages, versions
 from registration.broadcasts import Progress
 from registration.db import db
 from registration.mailers.letters import Letterhead
-from registration.models import BroadcastStatus, Installation, Registration, RegistrationStatus
+from registration.models import (
+    BroadcastStatus,
+    Delivery,
+    DeliveryStatus,
+    Installation,
+    Registration,
+    RegistrationStatus,
+)
 
 _numbers = count(1)
 
@@ -121,3 +128,10 @@ def progress(**changes: Any) -> Progress:
         expected_end=NOON + timedelta(seconds=312),
     )
     return replace(usual, **changes)
+
+
+def sent() -> int:
+    """Return how many deliveries have been sent. Needs an application context."""
+    db.session.rollback()
+    those = select(func.count()).where(Delivery.status == DeliveryStatus.SENT)
+    return db.session.execute(those).scalar_one()

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from registration import broadcasts, ledger, messages, pacing
 from registration.audiences import Audience
 from registration.broadcasts import Progress, Work
-from registration.db import db
+from registration.db import TRIES, commit_step, db
 from registration.errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
 from registration.mailers import Account
 from registration.models import (
@@ -50,6 +50,13 @@ def start(message: messages.Message = MESSAGE, now: datetime = NOW, **how: Any) 
     return commit(broadcasts.start, message, now, **how)
 
 
+def end(broadcast_id: int) -> None:
+    commit(broadcasts.cancel, broadcast_id)
+    while commit(ledger.fill, broadcast_id) or commit(broadcasts.cancel_rest, broadcast_id, NOW):
+        pass
+    assert commit(broadcasts.finish, broadcast_id, NOW)
+
+
 def repeats(message: messages.Message = MESSAGE, now: datetime = NOW, **how: Any) -> int:
     """Return the broadcast that a request repeats."""
     with pytest.raises(RepeatedBroadcastException) as caught:
@@ -61,7 +68,7 @@ def progress(broadcast_id: int, now: datetime = NOW, **limits: float) -> Progres
     return commit(broadcasts.progress, broadcast_id, now, **limits)
 
 
-def at_once(application: Flask, steps: list[Callable[[Session], Any]]) -> list[Any]:
+def at_once(application: Flask, steps: list[Callable[[Session], Any]], *, tries: int = TRIES) -> list[Any]:
     """Take steps at the same time, each in a transaction of its own; return results and errors."""
     barrier = Barrier(len(steps))
 
@@ -69,7 +76,7 @@ def at_once(application: Flask, steps: list[Callable[[Session], Any]]) -> list[A
         with application.app_context():
             barrier.wait()
             try:
-                return commit(step)
+                return commit_step(step, tries)
             except (RepeatedBroadcastException, IdempotencyKeyException) as error:
                 return error
 
@@ -124,6 +131,41 @@ def test_the_same_message_after_a_day_is_a_new_broadcast_and_repeated_from_then_
 
     assert second != first
     assert repeats(now=NEXT_DAY + timedelta(hours=23)) == second
+
+
+@pytest.mark.parametrize("how", [{}, {"idempotency_key": "a"}])
+def test_the_same_message_is_a_repetition_for_as_long_as_the_first_has_not_ended(how: dict[str, Any]) -> None:
+    """A small quota or a pause makes a broadcast last for days, and everybody would get it twice."""
+    factories.register(1)
+    first = start(**how)
+    commit(broadcasts.pause, first)
+
+    assert repeats(now=NOW + timedelta(days=30), **how) == first
+    end(first)
+    assert start(now=NOW + timedelta(days=30), **how) != first
+
+
+def test_one_that_has_not_ended_is_sent_again_all_the_same_when_that_is_asked_for() -> None:
+    factories.register(1)
+    first = start()
+
+    second = start(now=LATER, resend=True)
+
+    assert second != first
+    assert repeats(now=LATER + timedelta(days=30)) == second
+
+
+def test_of_simultaneous_requests_each_key_names_its_own_broadcast_ever_after(application: Flask) -> None:
+    factories.register(1)
+
+    def ask(key: str) -> Callable[[Session], int]:
+        return lambda session: broadcasts.start(session, MESSAGE, NOW, idempotency_key=key)
+
+    keys = [str(number) for number in range(RACERS)]
+    started = at_once(application, [ask(key) for key in keys], tries=RACERS)
+
+    assert len(set(started)) == RACERS
+    assert [repeats(idempotency_key=key) for key in keys] == started
 
 
 def test_a_repetition_leaves_nothing_behind() -> None:
@@ -185,7 +227,7 @@ def test_of_simultaneous_requests_one_starts_a_broadcast_and_the_others_name_it(
 ) -> None:
     factories.register(3)
     if before is not None:
-        start(now=before, **how)
+        end(start(now=before, **how))
     expected = {None, NOW - timedelta(days=2)} | ({NOW - timedelta(hours=1)} if "resend" in how else set())
 
     results = at_once(application, [lambda session: broadcasts.start(session, MESSAGE, NOW, **how)] * RACERS)
@@ -211,6 +253,26 @@ def test_simultaneous_requests_with_different_messages_under_one_key_start_one_b
 
 def work_of(broadcast_id: int, status: BroadcastStatus = BroadcastStatus.SENDING, *, filled: bool = False) -> Work:
     return Work(broadcast_id, status, filled)
+
+
+def test_one_that_waits_for_another_says_so() -> None:
+    nobody = factories.start_broadcast()
+    factories.register(1)
+    first, second = (factories.start_broadcast() for _ in range(2))
+    urgent = start(OTHER, urgent=True)
+    paused = factories.start_broadcast()
+    commit(broadcasts.pause, paused)
+
+    def reasons() -> list[str | None]:
+        return [progress(one).reason for one in (nobody, first, second, urgent, paused)]
+
+    waits = "It waits: broadcast {} goes first. An urgent one would not wait."
+    assert reasons() == [None, waits.format(urgent), waits.format(urgent), None, broadcasts.PAUSED_BY_HAND]
+    end(urgent)
+    assert reasons() == [None, None, waits.format(first), None, broadcasts.PAUSED_BY_HAND]
+    commit(broadcasts.hurry, first)
+    commit(broadcasts.hurry, second)
+    assert reasons()[1:3] == [None, f"It waits: broadcast {first} goes first."]
 
 
 def test_broadcasts_are_worked_on_urgent_ones_first_then_the_oldest_and_ended_ones_not_at_all() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,28 @@ def test_the_state_is_a_sentence_with_the_reason_and_when_it_goes_on() -> None:
         terminal.state(held)
         == "Broadcast 7 is paused. Sending is paused in Amazon SES. It tries again at 2026-11-23 12:01 UTC."
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "resend", "advice"),
+    [
+        ({"failed": 0}, False, "Nobody gets it again. --resend sends it to everybody once more."),
+        ({"failed": 0}, True, "Nobody gets it again."),
+        ({"failed": 1}, True, "Nobody gets it again. `broadcast retry 7` sends it to those who have not got it."),
+        (
+            {"failed": 0, "status": BroadcastStatus.CANCELLED},
+            False,
+            (
+                "Nobody gets it again. `broadcast retry 7` sends it to those who have not got it."
+                " --resend sends it to everybody once more."
+            ),
+        ),
+    ],
+)
+def test_who_repeats_a_broadcast_is_told_what_helps_those_who_have_not_got_it(
+    how: dict[str, Any], resend: bool, advice: str
+) -> None:
+    assert terminal.advice_after(progress(**how), resend=resend) == advice
 
 
 def test_details_leave_out_what_there_is_not() -> None:
