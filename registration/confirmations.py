@@ -102,7 +102,9 @@ def give_back(session: Session, confirmation: Confirmation, taken_at: datetime, 
     """Let a mail that certainly did not leave be taken again in a while, unless its owner said no meanwhile."""
     session.execute(delete(ConfirmationMail).where(ConfirmationMail.mailbox == _mailbox(confirmation.email, tokens)))
     taken = update(Registration).where(
-        Registration.id == confirmation.registration_id, Registration.confirmation_sent_at == taken_at
+        Registration.id == confirmation.registration_id,
+        Registration.confirmation_sent_at == taken_at,
+        Registration.status.in_(CONFIRMABLE),  # who bounced meanwhile would else look as if he had confirmed once
     )
     if rows_matched(session, taken.values(confirmation_sent_at=confirmation.sent_before)):
         session.merge(ConfirmationRequest(registration_id=confirmation.registration_id, due_at=taken_at + LATER))

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session
 
 from . import addresses, confirmations, counting, erasures, feedback
@@ -74,21 +74,21 @@ def confirm(session: Session, link: ConfirmationLink) -> None:
 def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
     """Delete an address and what is known of it, but for keyed hashes; return whether it was there.
 
-    The row stays, because the ledger names it, and the count goes down by one wherever its id is.
+    The row stays, because the ledger names it, and the count goes down by one wherever its id is. A registration that
+    failed may have left the note of a variation alone.
     """
     counting.lock(session)
     confirmations.drop(session, _is(who))  # before the registration is locked, in the order of who takes them
     there = select(Registration.id, Registration.email_key).where(_is(who), Registration.status != _ERASED)
     if (found := session.execute(there.with_for_update()).one_or_none()) is None:
-        return False
+        return isinstance(who, Address) and _delete_note(session, who.key)
     registration_id, key = found
     erasures.note(session, key, tokens=tokens, now=now)
     for table in (Installation, SoftBounce, ConfirmationRequest):
         session.execute(delete(table).where(table.registration_id == registration_id))
-    mailbox = addresses.mailbox(key)
     session.execute(update(ConfirmationMail).where(ConfirmationMail.next_id == registration_id).values(next_id=None))
-    named = or_(Variation.mailbox == key, Variation.email_key == key)
-    session.execute(delete(Variation).where(Variation.mailbox == mailbox, named))
+    session.execute(delete(Variation).where(Variation.mailbox == key))
+    _delete_note(session, key)
     gone = {"email": "", "email_key": f"erased:{registration_id}", "ip_address": None, "status": _ERASED}
     gone |= {"confirmation_sent_at": None}
     session.execute(update(Registration).where(Registration.id == registration_id).values(**gone))
@@ -131,6 +131,12 @@ def _activate(session: Session, *those: ColumnElement[bool]) -> None:
     session.execute(delete(SoftBounce).where(SoftBounce.registration_id.in_(ids)))
     back = update(Registration).where(Registration.id.in_(ids), *those)
     session.execute(back.values(status=RegistrationStatus.ACTIVE, confirmation_sent_at=None))
+
+
+def _delete_note(session: Session, key: str) -> bool:
+    """Delete the note of an address as the variation of another; return whether there was one."""
+    noted = Variation.mailbox == addresses.mailbox(key), Variation.email_key == key
+    return bool(rows_matched(session, delete(Variation).where(*noted)))
 
 
 def _is(who: Who) -> ColumnElement[bool]:

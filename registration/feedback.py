@@ -349,12 +349,15 @@ def _tagged(session: Session, columns: Any, events: Sequence[Event]) -> dict[str
 def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> None:
     """Settle deliveries that were taken, write down the feedback, and suppress.
 
-    Who takes other events of the same registrations waits: what each does depends on what the others have done.
+    Who takes other events of the same registrations waits: what each does depends on what the others have done. Of
+    mail to somebody who was erased the address has the say: he may have come back.
     """
     matched = [(match.event, match.delivery) for match in matches if match.delivery is not None]
+    erased: set[int] = set()
     if concerned := {delivery.registration_id for _, delivery in matched}:
-        those = select(Registration.id).where(Registration.id.in_(concerned)).order_by(Registration.id)
-        session.execute(those.with_for_update()).all()
+        those = select(Registration.id, Registration.status).where(Registration.id.in_(concerned))
+        rows = session.execute(those.order_by(Registration.id).with_for_update())
+        erased = {row.id for row in rows if row.status is _S.ERASED}
     unsent = {delivery.id: event for event, delivery in matched if delivery.status is not DeliveryStatus.SENT}
     ledger.accept(session, {number: unsent[number].message_id for number in sorted(unsent)}, now)
     _note(session, matched)
@@ -362,7 +365,8 @@ def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> 
     for event, delivery in matched:
         told[event.feedback].append(delivery)
     for status, feedback in ((_S.COMPLAINED, _F.COMPLAINED), (_S.BOUNCED, _F.HARD_BOUNCE)):
-        strangers = [match.event for match in matches if match.delivery is None and match.event.feedback is feedback]
+        lost = [match.event for match in matches if match.delivery is None or match.delivery.registration_id in erased]
+        strangers = [event for event in lost if event.feedback is feedback]
         keys = {key for event in strangers for key in map(_key, event.recipients) if key is not None}
         _suppress(session, {delivery.registration_id for delivery in told[feedback]}, keys, status)
     decisive = [row for event, row in matched if event.feedback in DECISIVE and not event.is_withheld]

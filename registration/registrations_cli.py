@@ -33,7 +33,7 @@ LONGEST_LINE = 65_536
 """Characters of a line that are read: room for many of the longest cells, and a bound for what has no line breaks."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ADVICE = (
-    (";\t", "Separate the columns by commas: save as CSV UTF-8. "),
+    (";\t", "Separate the columns by commas, not by semicolons or tabs. "),
     (f"\0{_REPLACEMENT}", "The file is not UTF-8 text: save as CSV UTF-8. "),
 )
 """What a first line without the columns' names holds when a spreadsheet wrote it in another way, and what helps."""
@@ -140,8 +140,11 @@ def forget(email: str, *, yes: bool) -> None:
 @_email
 def suppress(email: str, reason: str) -> None:
     """Mail an address no more."""
-    if not commit_step(partial(consent.suppress, key=_address(email).key, status=RegistrationStatus(reason))):
-        raise click.ClickException("This address is not registered, or is not mailed to anyway for as good a reason.")
+    address = _address(email)
+    if not commit_step(partial(consent.suppress, key=address.key, status=RegistrationStatus(reason))):
+        if (status := consent.status_of(db.session(), address)) is None:
+            raise click.ClickException(_UNKNOWN)
+        raise click.ClickException(f"The address gets no mail anyway, for as good a reason: it is {status}.")
     click.echo("The address gets no more mail.")
 
 

@@ -73,12 +73,24 @@ class Tally:
 def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check: Check) -> Line:
     """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now.
 
-    Without a time of its own an installation was last seen when the address was registered.
+    Without a time of its own an installation was last seen when the address was registered. Of a line that takes its
+    address off the list, that counts whatever else in it cannot be taken.
     """
     texts = {name: (cells.get(name) or "").strip() for name in COLUMNS}
     try:
-        address = addresses.normalise(texts["email"])
-        check(address)
+        return _parse(number, texts, now=now, check=check)
+    except RefusedLineError:
+        if STATUSES.get(texts["status"].lower()) not in consent.OFF:
+            raise
+        only = {name: texts[name] if name in ("email", "status") else "" for name in COLUMNS}
+        return _parse(number, only, now=now, check=None)
+
+
+def _parse(number: int, texts: Mapping[str, str], *, now: datetime, check: Check | None) -> Line:
+    try:
+        address = addresses.normalise(texts["email"], is_new=check is not None)
+        if check is not None:
+            check(address)
     except InvalidEmailException as error:
         raise RefusedLineError(str(error)) from error
     for name in ("version", "distribution"):
@@ -216,7 +228,7 @@ def _take_off(session: Session, lines: Sequence[Line]) -> None:
 
 def _remember_installations(session: Session, lines: Sequence[Line]) -> None:
     """Store the installations of lines; one that is known was last seen at the latest time that a line told."""
-    reporting = [line for line in lines if line.version or line.distribution]
+    reporting = [line for line in lines if line.version or line.distribution or line.is_dated]
     if not reporting:
         return
     ids = _known(session, reporting)

@@ -15,7 +15,7 @@ import pymysql
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -25,9 +25,10 @@ from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import BroadcastStatus, ConfirmationRequest, Pace, Registration, RegistrationStatus
+from registration.reports import InstallationReport
 from registration.sender import BUSY_CONFIRMATIONS, Sender
 
-from . import factories
+from . import factories, people
 from .inbox import Inbox
 from .ledgers import commit
 from .stepping import work
@@ -143,6 +144,25 @@ def test_mails_wait_for_their_turn(confirming: ConfirmationSender, monkeypatch: 
     confirming.send(now, 10)
 
     assert [round(seconds, 1) for seconds in waits] == [0.5]
+
+
+def test_who_bounced_while_his_mail_did_not_leave_still_has_to_confirm(
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(1)
+
+    def send(_: object, recipients: Sequence[Recipient]) -> list[Outcome]:
+        db.session.execute(update(Registration).values(status=RegistrationStatus.BOUNCED))
+        db.session.commit()
+        return [Outcome(Verdict.HELD)] * len(recipients)
+
+    monkeypatch.setattr(confirming.mailer, "send", send)
+    confirming.send(datetime.now(UTC), 10)
+    email = db.session.execute(select(Registration.email)).scalar_one()
+
+    people.register(email, installation=InstallationReport(version="7.0.3"))
+
+    assert db.session.execute(select(Registration.status)).scalar_one() is RegistrationStatus.UNCONFIRMED
 
 
 def test_what_the_database_does_not_take_back_is_given_back_the_next_time(

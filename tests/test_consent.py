@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, select, update
+from sqlalchemy import event, insert, select, update
 from sqlalchemy.orm import Session
 
 from registration import addresses, confirmations, consent, services
@@ -162,3 +162,17 @@ def test_erasing_the_first_variation_of_a_mailbox_removes_its_note_and_no_other(
     assert len(db.session.execute(select(Variation)).scalars().all()) == 2
     erase("ann+1@example.org")
     assert db.session.execute(select(Variation.mailbox)).scalars().all() == ["bob@example.org"]
+
+
+def test_erasing_what_was_never_registered_erases_the_note_that_an_attempt_left() -> None:
+    """One that failed: as the first variation of a mailbox, the address was noted before."""
+    register("ann+2@example.org")
+    db.session.execute(insert(Variation).values(mailbox="bob@example.org", email_key="bob+1@example.org"))
+    db.session.commit()
+
+    erased = [
+        erase(email) for email in ("ann@example.org", "bob@example.org", "bob+2@example.org", "bob+1@example.org")
+    ]
+
+    assert erased == [False, False, False, True]
+    assert db.session.execute(select(Variation.email_key)).scalars().all() == ["ann+2@example.org"]

@@ -11,7 +11,7 @@ from sqlalchemy import insert, literal, select, update
 
 from registration import confirmations, dossiers
 from registration.db import AUTOCOMMIT, db
-from registration.models import Delivery, Feedback, Registration, RegistrationStatus, SoftBounce
+from registration.models import Delivery, Feedback, Registration, RegistrationStatus, SoftBounce, Variation
 
 from . import factories
 from .ledgers import ACCEPTED, NOW, claim, filled, settle
@@ -57,6 +57,15 @@ def test_a_dossier_tells_of_installations_mails_and_what_came_back() -> None:
             "feedback_at": NOW.isoformat(),
         }
     ]
+
+
+def test_a_dossier_tells_of_whose_mailbox_an_address_was_noted_as_the_first_variation() -> None:
+    factories.register_as("ann@example.org", "ann+a@example.org", "ann+b@example.org")
+    db.session.execute(insert(Variation).values(mailbox="ann@example.org", email_key="ann+a@example.org"))
+
+    known = [dossiers.of_address(db.session(), f"ann{tag}@example.org") for tag in ("", "+a", "+b")]
+
+    assert [each and each["variation_of"] for each in known] == [None, "ann@example.org", None]
 
 
 def test_a_dossier_tells_of_soft_bounces_and_of_a_confirmation_mail_that_is_due() -> None:

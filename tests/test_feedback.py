@@ -35,7 +35,7 @@ from registration.models import (
 from registration.reports import InstallationReport
 from registration.tokens import ConfirmationLink
 
-from . import factories, ledgers, ses_events
+from . import factories, ledgers, people, ses_events
 from .conftest import empty
 from .ledgers import NOW, commit
 
@@ -140,6 +140,21 @@ def test_who_complains_does_not_come_back_by_a_confirmation_mail_from_before(
 
     assert consent.is_confirmable(db.session(), ConfirmationLink(product_id, NOW)) is is_valid
     assert db.session.execute(select(Registration.status)).scalar_one() is _S.COMPLAINED
+
+
+@pytest.mark.parametrize(("make", "expected"), [(ses_events.complaint, _S.COMPLAINED), (ses_events.bounce, _S.BOUNCED)])
+def test_what_comes_of_mail_from_before_an_erasure_is_about_whoever_has_the_address_now(
+    make: Any, expected: RegistrationStatus
+) -> None:
+    broadcast_id = sent()
+    email = db.session.execute(select(Registration.email)).scalar_one()
+    people.erase(email)
+    factories.register_as(email, "other@example.org")
+
+    take(make(only(broadcast_id).id, address=email))
+
+    statuses = db.session.execute(select(Registration.email, Registration.status)).all()
+    assert dict(statuses) == {"": _S.ERASED, email: expected, "other@example.org": _S.ACTIVE}
 
 
 def test_the_id_of_an_event_is_no_hash_from_which_an_address_can_be_guessed() -> None:

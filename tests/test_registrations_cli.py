@@ -178,9 +178,9 @@ def test_a_table_without_the_names_of_its_columns_is_refused(run: Run, heading: 
 @pytest.mark.parametrize(
     ("text", "encoding", "advice"),
     [
-        ("email;status", "utf-8-sig", "Separate the columns by commas: save as CSV UTF-8."),
-        ('"email";"status"', "utf-8", "Separate the columns by commas: save as CSV UTF-8."),
-        ("email\tstatus", "utf-16", "Separate the columns by commas: save as CSV UTF-8."),
+        ("email;status", "utf-8-sig", "Separate the columns by commas, not by semicolons or tabs."),
+        ('"email";"status"', "utf-8", "Separate the columns by commas, not by semicolons or tabs."),
+        ("email\tstatus", "utf-16", "Separate the columns by commas, not by semicolons or tabs."),
         ("email,status", "utf-16", "The file is not UTF-8 text: save as CSV UTF-8."),
         ("email,status", "utf-16-le", "The file is not UTF-8 text: save as CSV UTF-8."),
     ],
@@ -380,6 +380,47 @@ def test_an_export_can_be_imported_again(
     assert stored() == before
 
 
+def test_an_installation_of_which_nothing_is_known_is_exported_and_imported(
+    application: Flask, run: Run, tmp_path: Path
+) -> None:
+    """Who has one gets a notice about any version, also beside another of which the version is known."""
+    file = tmp_path / "all.csv"
+    with application.app_context():
+        factories.register_as("ann@example.org", "bob@example.org")
+        for version in ("", "8.0.0"):
+            factories.install("ann@example.org", version)
+        run("export", file)
+        empty()
+    run("import", file)
+
+    with application.app_context():
+        assert set(db.session.execute(select(Installation.version)).scalars()) == {"", "8.0.0"}
+        assert db.session.execute(select(func.count()).select_from(Installation)).scalar_one() == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ann@mailinator.com,opted_out,7.0.3,",
+        f"ann@mailinator.com,Complained,{'7' * 70},",
+        "ann@mailinator.com,bounced,,2999-01-01",
+        "ann@mailinator.com,opted_out,,yesterday",
+    ],
+)
+def test_a_line_that_takes_an_address_off_counts_whatever_else_is_wrong_with_it(
+    application: Flask, run: Run, stored: Any, line: str
+) -> None:
+    with application.app_context():
+        factories.register_as("ann@mailinator.com")
+
+    result = run("import", input=table("email,status,version,last_seen_at", line))
+
+    assert (result.exit_code, result.output.strip()) == (0, "0 new, 1 known before, 0 refused.")
+    with application.app_context():
+        assert db.session.execute(select(Registration.status)).scalar_one() == line.split(",")[1].lower()
+    assert run("import", input=table("email,status", "ann@example,opted_out")).exit_code == 1
+
+
 def test_an_installation_that_was_not_seen_for_long_is_as_old_after_an_export_and_an_import(
     application: Flask, run: Run, tmp_path: Path
 ) -> None:
@@ -500,7 +541,11 @@ def test_suppress_takes_an_address_off(application: Flask, run: Run) -> None:
     assert run("suppress", email, "--reason", "complained").exit_code == 0
 
     assert statuses(application) == ["complained"]
-    assert run("suppress", email).exit_code == 1
+    again = run("suppress", email)
+    assert (again.exit_code, again.output) == (
+        1,
+        "Error: The address gets no mail anyway, for as good a reason: it is complained.\n",
+    )
 
 
 @pytest.mark.parametrize(
