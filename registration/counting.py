@@ -13,6 +13,8 @@ from .models import Registration, RegistrationCount, RegistrationStatus
 
 CONFIRMED_SECONDS = 60.0
 """How old the number of confirmed registrations may be that is told."""
+AGAIN_SECONDS = 5.0
+"""After a failure to count, nobody tries again for so long."""
 _IDS_AT_ONCE = 10_000
 
 
@@ -79,7 +81,8 @@ class ConfirmedCount:
     """How many registrations get notices, where each has to be confirmed first; for any number of threads.
 
     That goes through all of them, so it is looked up only when somebody asks, and once a minute at most. While one
-    thread counts, the others are told the previous number, so that they do not queue up behind a database that hangs.
+    thread counts, or has just failed to, the others are told the previous number if there is one, so that they do not
+    queue up behind a database that hangs.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -88,7 +91,7 @@ class ConfirmedCount:
         self._fresh_until = 0.0
 
     def get(self) -> int:
-        """Return the number, little more than a minute old."""
+        """Return the number, little more than a minute old where the database lets itself be asked."""
         if self._known is not None and time.monotonic() < self._fresh_until:
             return self._known
         self._fresh_until = time.monotonic() + CONFIRMED_SECONDS
@@ -96,6 +99,7 @@ class ConfirmedCount:
         try:
             self._known = repeatable(self._engine, lambda connection: connection.execute(active).scalar_one())
         except SQLAlchemyError:
-            self._fresh_until = 0.0
-            raise
+            self._fresh_until = time.monotonic() + AGAIN_SECONDS
+            if self._known is None:
+                raise
         return self._known

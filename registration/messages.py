@@ -17,6 +17,9 @@ _LINE_BREAKERS = {"Cc", "Cs", "Zl", "Zp"}
 """Cs is half of a character (a surrogate), which nothing can encode."""
 _ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*?\?=", re.IGNORECASE)
 """What mail programs decode in a header, line breaks and all: also with spaces, which RFC 2047 section 2 forbids."""
+_BYTE_ORDER_MARK = "\ufeff"
+_FILE_NAME = re.compile(r"@\S+")
+"""What curl's `--data-urlencode contents=@notice.txt` sends in place of the file."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ALLOWED_CONTROLS = "\t\n\r"
 
@@ -37,18 +40,27 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     Raises InvalidEmailMessageException when the title is not 1 to 200 characters on one line, the contents
     not 1 to 100,000 characters of text, or the HTML not 1 to 200,000. Control characters are refused: a line break
     in a title would start another header (RFC 5322 section 2.2), and NUL is not allowed in mail at all (section 4). So
-    is HTML that would hide the footer with the opt-out link.
+    is HTML that would hide the footer with the opt-out link. A byte order mark at the beginning, as some editors write
+    it into a file, is left out.
     """
-    title = title.strip()
+    title, contents = title.removeprefix(_BYTE_ORDER_MARK).strip(), contents.removeprefix(_BYTE_ORDER_MARK)
     if not title or len(title) > LONGEST_TITLE:
-        raise InvalidEmailMessageException(f"The title must have 1 to {LONGEST_TITLE} characters.")
+        raise InvalidEmailMessageException(
+            f"The title must have 1 to {LONGEST_TITLE} characters. It has {len(title):,}."
+        )
     if any(unicodedata.category(character) in _LINE_BREAKERS for character in title):
         raise InvalidEmailMessageException("The title must be one line without control characters.")
     if _ENCODED_WORD.search(title):
         raise InvalidEmailMessageException("The title must not hold an encoded word such as =?utf-8?q?x?=.")
     _check_nothing_lost("title", title)
     _check("contents", contents, LONGEST_CONTENTS)
+    if _FILE_NAME.fullmatch(contents.strip()):
+        raise InvalidEmailMessageException(
+            "The contents are the name of a file. With curl, its text is sent by --data-urlencode contents@notice.txt, "
+            "without an equals sign."
+        )
     if html is not None:
+        html = html.removeprefix(_BYTE_ORDER_MARK)
         _check("html", html, LONGEST_HTML)
         if hidden_by := markup.find_place(html).hidden_by:
             raise InvalidEmailMessageException(
@@ -64,7 +76,7 @@ def mark_as_test(message: Message) -> Message:
 
 def _check(name: str, text: str, longest: int) -> None:
     if not text.strip() or len(text) > longest:
-        raise InvalidEmailMessageException(f"The {name} must have 1 to {longest:,} characters.")
+        raise InvalidEmailMessageException(f"The {name} must have 1 to {longest:,} characters. It has {len(text):,}.")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text if character not in _ALLOWED_CONTROLS):
         raise InvalidEmailMessageException(f"The {name} must not hold control characters or lone surrogates.")
     _check_nothing_lost(name, text)

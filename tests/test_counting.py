@@ -129,7 +129,7 @@ def remember(up_to: int) -> bool:
 
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, Exception("gone")), NoConnectionIsFree()])
-def test_while_the_confirmed_are_counted_again_the_others_are_told_the_number_of_before(
+def test_while_the_confirmed_are_counted_again_and_if_that_fails_everybody_is_told_the_number_of_before(
     monkeypatch: pytest.MonkeyPatch, error: SQLAlchemyError
 ) -> None:
     confirmed = counting.ConfirmedCount(db.engine)
@@ -146,11 +146,28 @@ def test_while_the_confirmed_are_counted_again_the_others_are_told_the_number_of
     confirmed._fresh_until = 0.0
     with monkeypatch.context() as hanging:
         hanging.setattr(counting, "repeatable", hang)
-        with pytest.raises(type(error)):
-            confirmed.get()
+        assert [confirmed.get() for _ in range(2)] == [2, 2]
 
     assert told == [2]
+    confirmed._fresh_until -= counting.AGAIN_SECONDS
     assert confirmed.get() == 3
+
+
+def test_the_confirmed_that_could_not_be_counted_yet_are_an_error_and_are_counted_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    confirmed = counting.ConfirmedCount(db.engine)
+    factories.register(2)
+
+    def fail(*_: object) -> int:
+        raise OperationalError("", {}, Exception("gone"))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(counting, "repeatable", fail)
+        with pytest.raises(OperationalError):
+            confirmed.get()
+
+    assert confirmed.get() == 2
 
 
 def test_the_remembered_count_is_moved_by_one_at_a_time() -> None:

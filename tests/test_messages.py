@@ -109,3 +109,21 @@ def test_a_message_never_starts_another_header_or_holds_nul(title: str, contents
     assert not any(unicodedata.category(character) == "Cc" for character in message.subject)
     assert "\x00" not in message.text
     assert message.text == contents
+
+
+def test_a_byte_order_mark_is_no_part_of_a_message() -> None:
+    message = compose("\ufeffUpdate now", "\ufeff# Hole", "\ufeff<p>Hole</p>")
+
+    assert message == compose("Update now", "# Hole", "<p>Hole</p>")
+    for title, contents, html in (("\ufeff", "b", None), ("a", "\ufeff", None), ("a", "b", "\ufeff ")):
+        with pytest.raises(InvalidEmailMessageException, match="must have 1 to"):
+            compose(title, contents, html)
+
+
+@pytest.mark.parametrize("contents", ["@notice.txt", "@/tmp/notice.txt\n"])
+def test_a_file_name_in_place_of_its_text_is_refused(contents: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="--data-urlencode contents@notice"):
+        compose("a", contents)
+
+    assert compose("a", f"{contents} is here").text
+    assert compose("a", "Write to board@example.org").text
