@@ -232,7 +232,10 @@ def _bounced(*buttons: Button) -> Page:
 
 
 def _erased() -> Page:
-    return Page(gettext("Your address is deleted"), gettext("We no longer have your e-mail address."))
+    text = gettext(
+        "We no longer have your e-mail address. If you registered it again since, use the link in a newer mail."
+    )
+    return Page(gettext("Your address is deleted"), text)
 
 
 def _opting_out(token: str) -> uuid.UUID:
