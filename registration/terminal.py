@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 def forecast(forecast: Forecast, title: str) -> str:
     """Return what a broadcast would be: a sentence, and how many are in it and how many are not."""
     if forecast.seconds is None:
-        takes = "How long it takes is not known before the first broadcast"
+        takes = "How long it takes is not known yet"
     else:
         takes = f"It takes {duration(forecast.seconds)}"
     numbers = {

@@ -154,7 +154,7 @@ def test_send_says_how_many_and_how_long_and_asks(application: Flask, run: Run, 
 
 
 def test_send_admits_that_the_rate_is_not_known_yet(application: Flask, run: Run, notice: Path) -> None:
-    assert "is not known before the first broadcast" in run("send", "--title", "x", notice, input="n\n").output
+    assert "How long it takes is not known yet" in run("send", "--title", "x", notice, input="n\n").output
 
 
 def test_send_takes_its_text_from_standard_input(application: Flask, sender: Sender, run: Run, tmp_path: Path) -> None:
