@@ -113,10 +113,10 @@ def start(
 ) -> int:
     """Start a broadcast to everybody who is registered now, or to some versions, and return its id.
 
-    Raises RepeatedBroadcastException, with the id of the first, for a request that repeats one of the last 24 hours:
-    with an idempotency key, one with the same key; without, any with the same message to the same versions. `resend`
-    sends it again, if the last `resend` was not just before. The same key with another message or other versions
-    raises IdempotencyKeyException
+    Raises RepeatedBroadcastException, with the id of the first, for a request that repeats one of the last 24 hours,
+    or one whose broadcast has not ended: with an idempotency key, one with the same key; without, any with the same
+    message to the same versions. `resend` sends it again, if the last `resend` was not just before. The same key with
+    another message or other versions raises IdempotencyKeyException
     (draft-ietf-httpapi-idempotency-key-header). Of simultaneous requests one starts the broadcast, because only one
     can insert the name of the request.
     """
@@ -186,7 +186,7 @@ def _claim_name(
 
     A broadcast that has not ended is remembered for as long as that takes, unless another is wanted in so many words.
     The update comes first: of two that insert the same name, both would then hold a shared lock on it and wait for
-    each other's update.
+    each other's update. Of more than two that are to be over any, some have to be tried again for that.
     """
     values = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
     named = BroadcastRequest.name == name
@@ -356,7 +356,7 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         broadcast_id=broadcast_id,
         title=broadcast.title,
         status=broadcast.status,
-        reason=broadcast.reason or _waits_for(session, broadcast),
+        reason=broadcast.reason or (None if rate else _waits_for(session, broadcast)),
         urgent=broadcast.urgent,
         versions=broadcast.versions,
         recipients=sum(counts.values()),
@@ -372,11 +372,11 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
 
 def _waits_for(session: Session, broadcast: Broadcast) -> str | None:
     """Return why a broadcast that is sending does not move, if another goes first."""
-    before = select(Broadcast.id).where(Broadcast.status == _S.SENDING, _goes_before(broadcast))
-    first = before.order_by(Broadcast.urgent.desc(), Broadcast.id).limit(1)
-    if broadcast.status is not _S.SENDING or (number := session.execute(first).scalar()) is None:
+    before = select(Broadcast.id, Broadcast.urgent).where(Broadcast.status == _S.SENDING, _goes_before(broadcast))
+    query = before.order_by(Broadcast.urgent.desc(), Broadcast.id).limit(1)
+    if broadcast.status is not _S.SENDING or (first := session.execute(query).one_or_none()) is None:
         return None
-    return f"It waits: broadcast {number} goes first." + ("" if broadcast.urgent else " An urgent one would not wait.")
+    return f"It waits: broadcast {first.id} goes first." + ("" if first.urgent else " An urgent one would not wait.")
 
 
 def _counts(session: Session, broadcast_id: int, promised: int, *, filled: bool) -> dict[DeliveryStatus, int]:

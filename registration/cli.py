@@ -62,7 +62,7 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @broadcast.command()
 @click.option("--title", required=True, help="The subject: one line of up to 200 characters.")
 @click.option("--urgent", is_flag=True, help="Send it before the other broadcasts.")
-@click.option("--resend", is_flag=True, help="Send it although the same was sent in the last 24 hours.")
+@click.option("--resend", is_flag=True, help="Send it although the same was sent within 24 hours or is on its way.")
 @click.option(
     "--html",
     "html_file",

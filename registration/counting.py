@@ -14,7 +14,7 @@ from .models import Registration, RegistrationCount, RegistrationStatus
 CONFIRMED_SECONDS = 60.0
 """How old the number of confirmed registrations may be that is told."""
 AGAIN_SECONDS = 5.0
-"""After a failure to count, nobody tries again for so long."""
+"""After a failure to count again, nobody tries for so long."""
 _IDS_AT_ONCE = 10_000
 
 

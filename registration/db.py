@@ -23,7 +23,6 @@ from flask_sqlalchemy import SQLAlchemy
 from pymysql.constants.CR import CR_CONN_HOST_ERROR
 from pymysql.constants.ER import (
     BAD_FIELD_ERROR,
-    CONSTRAINT_FAILED,
     LOCK_DEADLOCK,
     NO_DEFAULT_FOR_FIELD,
     TRUNCATED_WRONG_VALUE,
@@ -65,7 +64,7 @@ LOCK_SECONDS = 3
 TRIES = 3
 _FEW_ROWS, _IS_NEW, _LIMIT = "few rows", "is new", "limit"
 """What a session, and what a connection of a pool, is remembered to be or to have."""
-_FAULTS = {BAD_FIELD_ERROR, CONSTRAINT_FAILED, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE}
+_FAULTS = {BAD_FIELD_ERROR, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE}
 
 Result = TypeVar("Result")
 

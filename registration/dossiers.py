@@ -13,13 +13,15 @@ from .models import Broadcast, ConfirmationRequest, Delivery, Installation, Regi
 
 
 def of_address(session: Session, key: str) -> dict[str, Any] | None:
-    """Return all that is known of an address, ready for JSON; None if it is not registered.
+    """Return all that is known of an address, ready for JSON; None if that is nothing.
 
-    `variation_of` is the mailbox whose first variation it is.
+    `variation_of` is the mailbox whose first variation it is: all that an attempt to register may have left.
     """
+    noted = Variation.mailbox == addresses.mailbox(key), Variation.email_key == key
+    variation_of = session.execute(select(Variation.mailbox).where(*noted)).scalar()
     known = session.execute(select(Registration).where(Registration.email_key == key)).scalar_one_or_none()
     if known is None:
-        return None
+        return None if variation_of is None else {"variation_of": variation_of}
     installations = select(
         Installation.version, Installation.distribution, Installation.first_seen_at, Installation.last_seen_at
     ).where(Installation.registration_id == known.id)
@@ -38,12 +40,11 @@ def of_address(session: Session, key: str) -> dict[str, Any] | None:
     )
     names = ("email", "product_id", "status", "ip_address", "created_at", "confirmation_sent_at")
     due = select(ConfirmationRequest.due_at).where(ConfirmationRequest.registration_id == known.id)
-    noted = Variation.mailbox == addresses.mailbox(key), Variation.email_key == key
     soft_bounces = select(func.count()).where(SoftBounce.registration_id == known.id)
     return {
         **{name: plain(getattr(known, name)) for name in names},
         "confirmation_due_at": plain(session.execute(due).scalar()),
-        "variation_of": session.execute(select(Variation.mailbox).where(*noted)).scalar(),
+        "variation_of": variation_of,
         "soft_bounces": session.execute(soft_bounces).scalar_one(),
         "installations": _plain_rows(session, installations.order_by(Installation.id)),
         "mails": _plain_rows(session, mails),

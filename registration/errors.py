@@ -77,7 +77,7 @@ class RepeatedBroadcastException(RegistrationError):
 
 
 class IdempotencyKeyException(RegistrationError):
-    """The idempotency key was used for another message in the last 24 hours."""
+    """The idempotency key was used for another message, in the last 24 hours or for one that is still on its way."""
 
 
 class InvalidIdempotencyKeyException(RegistrationError):

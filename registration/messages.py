@@ -18,7 +18,7 @@ _LINE_BREAKERS = {"Cc", "Cs", "Zl", "Zp"}
 _ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*?\?=", re.IGNORECASE)
 """What mail programs decode in a header, line breaks and all: also with spaces, which RFC 2047 section 2 forbids."""
 _BYTE_ORDER_MARK = "\ufeff"
-_FILE_NAME = re.compile(r"@\S+")
+_FILE_NAME = re.compile(r"@(\S+|[^\r\n]+\.\w{1,5})")
 """What curl's `--data-urlencode contents=@notice.txt` sends in place of the file."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ALLOWED_CONTROLS = "\t\n\r"
@@ -45,20 +45,13 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     """
     title, contents = title.removeprefix(_BYTE_ORDER_MARK).strip(), contents.removeprefix(_BYTE_ORDER_MARK)
     if not title or len(title) > LONGEST_TITLE:
-        raise InvalidEmailMessageException(
-            f"The title must have 1 to {LONGEST_TITLE} characters. It has {len(title):,}."
-        )
+        raise InvalidEmailMessageException(_wrong_length("title", title, LONGEST_TITLE))
     if any(unicodedata.category(character) in _LINE_BREAKERS for character in title):
         raise InvalidEmailMessageException("The title must be one line without control characters.")
     if _ENCODED_WORD.search(title):
         raise InvalidEmailMessageException("The title must not hold an encoded word such as =?utf-8?q?x?=.")
     _check_nothing_lost("title", title)
     _check("contents", contents, LONGEST_CONTENTS)
-    if _FILE_NAME.fullmatch(contents.strip()):
-        raise InvalidEmailMessageException(
-            "The contents are the name of a file. With curl, its text is sent by --data-urlencode contents@notice.txt, "
-            "without an equals sign."
-        )
     if html is not None:
         html = html.removeprefix(_BYTE_ORDER_MARK)
         _check("html", html, LONGEST_HTML)
@@ -76,10 +69,20 @@ def mark_as_test(message: Message) -> Message:
 
 def _check(name: str, text: str, longest: int) -> None:
     if not text.strip() or len(text) > longest:
-        raise InvalidEmailMessageException(f"The {name} must have 1 to {longest:,} characters. It has {len(text):,}.")
+        raise InvalidEmailMessageException(_wrong_length(name, text, longest))
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text if character not in _ALLOWED_CONTROLS):
         raise InvalidEmailMessageException(f"The {name} must not hold control characters or lone surrogates.")
     _check_nothing_lost(name, text)
+    if _FILE_NAME.fullmatch(text.strip()):
+        raise InvalidEmailMessageException(
+            f"The {name} is only the name of a file. With curl, `--data-urlencode {name}@notice.txt` without an equals "
+            "sign sends the text in it."
+        )
+
+
+def _wrong_length(name: str, text: str, longest: int) -> str:
+    sentence = f"The {name} must have 1 to {longest:,} characters."
+    return f"{sentence} There are {len(text):,}." if text.strip() else sentence
 
 
 def _check_nothing_lost(name: str, text: str) -> None:

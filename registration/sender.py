@@ -145,7 +145,9 @@ class Sender:
 
     def look(self) -> bool:
         """See what there is to do and do all of it but the sending; return whether there was anything."""
-        if self._timetable.is_due("clock", _CLOCK_SECONDS) or self._clock.has_stepped():
+        if has_stepped := self._clock.has_stepped():  # what this sender has in hand may look as if it were over
+            self._expire_from = time.monotonic() + GRACE_SECONDS
+        if self._timetable.is_due("clock", _CLOCK_SECONDS) or has_stepped:
             with self._timetable.again_after_failure("clock"), self.sessions.begin() as session:
                 self._clock.set(session)
         now = self._clock.time()
@@ -193,7 +195,8 @@ class Sender:
     def _claim_ahead(self) -> bool:
         """Claim the next lot unless enough calls wait or it is too early; return whether there was one."""
         enough = self._flow.calls_in_flight() + self._flow.calls_ahead()
-        if self._calls.qsize() >= enough or time.monotonic() < self._claim_at:
+        is_too_early = time.monotonic() < self._claim_at
+        if self._calls.qsize() >= enough or is_too_early or self._clock.has_stepped():
             return False
         self._claim_at = 0.0
         for call in (lot := self._claim_lot()):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import and_, bindparam, case, insert, select, update
 from sqlalchemy.orm import Session
@@ -29,6 +30,7 @@ LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
 
+Value = TypeVar("Value")
 IsErased = Callable[[Session, Sequence[str]], set[str]]
 """Returns which of some keys of addresses were erased."""
 Check = Callable[[Address], None]
@@ -74,44 +76,39 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
     """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now.
 
     Without a time of its own an installation was last seen when the address was registered. Of a line that takes its
-    address off the list, that counts whatever else in it cannot be taken.
+    address off the list, that counts, and what else in it cannot be read is left out.
     """
     texts = {name: (cells.get(name) or "").strip() for name in COLUMNS}
+    if (name := texts["status"].lower() or RegistrationStatus.ACTIVE.value) not in STATUSES:
+        raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
+    is_off = (status := STATUSES[name]) in consent.OFF
     try:
-        return _parse(number, texts, now=now, check=check)
-    except RefusedLineError:
-        if STATUSES.get(texts["status"].lower()) not in consent.OFF:
-            raise
-        only = {name: texts[name] if name in ("email", "status") else "" for name in COLUMNS}
-        return _parse(number, only, now=now, check=None)
-
-
-def _parse(number: int, texts: Mapping[str, str], *, now: datetime, check: Check | None) -> Line:
-    try:
-        address = addresses.normalise(texts["email"], is_new=check is not None)
-        if check is not None:
+        address = addresses.normalise(texts["email"], is_new=not is_off)
+        if not is_off:
             check(address)
     except InvalidEmailException as error:
         raise RefusedLineError(str(error)) from error
-    for name in ("version", "distribution"):
-        if len(texts[name]) > versions.LONGEST_VERSION or not texts[name].isprintable():
-            raise RefusedLineError(f"The {name} is longer than {versions.LONGEST_VERSION} characters or not printable.")
-    if (status := texts["status"].lower() or RegistrationStatus.ACTIVE.value) not in STATUSES:
-        raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
-    try:
-        product_id = uuid.UUID(texts["product_id"]) if texts["product_id"] else None
-    except ValueError as error:
-        raise RefusedLineError("The product_id must be a UUID.") from error
-    created_at = _time(texts, "created_at", now) or now
-    last_seen_at = _time(texts, "last_seen_at", now)
+
+    def read(cell: Callable[[str, str], Value], name: str) -> Value | None:
+        try:
+            return cell(name, texts[name]) if texts[name] else None
+        except RefusedLineError:
+            if is_off:
+                return None
+            raise
+
+    version, distribution = (read(_label, name) or "" for name in ("version", "distribution"))
+    product_id = read(_uuid, "product_id")
+    created_at, last_seen_at = (read(partial(_time, now=now), name) for name in ("created_at", "last_seen_at"))
+    created_at = created_at or now
     return Line(
         number=number,
         address=address,
         product_id=product_id,
-        version=texts["version"],
-        distribution=texts["distribution"],
+        version=version,
+        distribution=distribution,
         created_at=created_at,
-        status=STATUSES[status],
+        status=status,
         last_seen_at=last_seen_at or created_at,
         is_dated=last_seen_at is not None,
     )
@@ -140,10 +137,10 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
         elif key in known or key in rows:
             tally.outcomes["known"] += 1
             kept.append(line)
-        elif line.product_id in taken:
+        elif line.product_id in taken and line.status not in consent.OFF:
             tally.refuse(line.number, "The product_id belongs to another address.")
         else:
-            rows[key] = _row(line)
+            rows[key] = _row(line, taken)
             taken.add(rows[key]["product_id"])
             tally.outcomes["new"] += 1
             kept.append(line)
@@ -175,11 +172,22 @@ def lines_of(session: Session, window: Window) -> list[tuple[str, ...]]:
     return [tuple(dossiers.plain(value) or "" for value in row) for row in rows]
 
 
-def _time(texts: Mapping[str, str], name: str, now: datetime) -> datetime | None:
-    if not texts[name]:
-        return None
+def _label(name: str, text: str) -> str:
+    if len(text) > versions.LONGEST_VERSION or not text.isprintable():
+        raise RefusedLineError(f"The {name} is longer than {versions.LONGEST_VERSION} characters or not printable.")
+    return text
+
+
+def _uuid(name: str, text: str) -> uuid.UUID:
     try:
-        time = datetime.fromisoformat(texts[name])
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise RefusedLineError(f"The {name} must be a UUID.") from error
+
+
+def _time(name: str, text: str, *, now: datetime) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise RefusedLineError(f"The {name} must be a time such as 2026-11-23T12:00:00Z.") from error
@@ -188,9 +196,10 @@ def _time(texts: Mapping[str, str], name: str, now: datetime) -> datetime | None
     return time
 
 
-def _row(line: Line) -> dict[str, Any]:
+def _row(line: Line, taken: Collection[uuid.UUID]) -> dict[str, Any]:
+    is_free = line.product_id is not None and line.product_id not in taken
     return {
-        "product_id": line.product_id or uuid.uuid4(),
+        "product_id": line.product_id if is_free else uuid.uuid4(),
         "email": line.address.stored,
         "email_key": line.address.key,
         "status": line.status,

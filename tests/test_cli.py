@@ -267,7 +267,7 @@ def test_ctrl_c_tells_what_becomes_of_the_broadcast(
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (["send", "--title", " ", "--yes"], 1, "The title must have 1 to 200 characters. It has 0."),
+        (["send", "--title", " ", "--yes"], 1, "The title must have 1 to 200 characters."),
         (["send", "--title", "x", "--yes", "no-such-file"], 2, "no-such-file"),
         (["show", "4711"], 1, "There is no broadcast with this id."),
         (["pause", "4711"], 1, "There is no broadcast with this id."),

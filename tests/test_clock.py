@@ -90,6 +90,24 @@ def test_time_goes_on_by_what_has_passed_whoever_moves_the_clock(machine: Machin
     assert here.has_stepped()
 
 
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=5)])
+def test_what_was_moved_is_right_again_once_it_is_set(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    if db.engine.dialect.name != "mysql":
+        ahead = timedelta(0)
+    monkeypatch.setattr(Clock, "_ask", lambda *_: (0.0, ahead))
+    here = Clock(machine.now)
+    for step in (timedelta(0), timedelta(hours=1)):
+        machine.wall += step
+        assert here.has_stepped() is bool(step)
+
+        commit(here.set)
+
+        assert not here.has_stepped()
+        assert here.time() == machine.wall + ahead
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_clock_that_was_moved_or_a_machine_that_slept_is_noticed(machine: Machine, sign: int) -> None:
     here = Clock(machine.now)

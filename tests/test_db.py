@@ -12,6 +12,7 @@ import pymysql
 import pytest
 from flask import Flask
 from pymysql.constants.CR import CR_SERVER_LOST
+from pymysql.constants.ER import BAD_FIELD_ERROR, LOCK_WAIT_TIMEOUT, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE
 from sqlalchemy import Connection, create_engine, event, func, insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlalchemy.orm import Session
@@ -31,6 +32,7 @@ from registration.db import (
     db,
     engine_options,
     expect_few_rows,
+    is_fault,
     repeatable,
 )
 from registration.models import Registration, RegistrationStatus, WrongPin
@@ -165,6 +167,21 @@ def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OperationalError):
         engine.connect()
     assert asked == [CONNECT_SECONDS]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_to_blame"),
+    [
+        (BAD_FIELD_ERROR, True),
+        (NO_DEFAULT_FOR_FIELD, True),
+        (TRUNCATED_WRONG_VALUE, True),
+        (LOCK_WAIT_TIMEOUT, False),
+        (CR_SERVER_LOST, False),
+    ],
+)
+def test_a_statement_that_is_to_blame_is_told_from_a_server_that_is_away(code: int, *, is_to_blame: bool) -> None:
+    assert is_fault(OperationalError("", {}, pymysql.err.OperationalError(code, "What is wrong."))) is is_to_blame
+    assert not is_fault(OperationalError("", {}, Exception()))
 
 
 def test_the_time_is_that_of_the_databases_clock() -> None:

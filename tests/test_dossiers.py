@@ -63,9 +63,13 @@ def test_a_dossier_tells_of_whose_mailbox_an_address_was_noted_as_the_first_vari
     factories.register_as("ann@example.org", "ann+a@example.org", "ann+b@example.org")
     db.session.execute(insert(Variation).values(mailbox="ann@example.org", email_key="ann+a@example.org"))
 
+    db.session.execute(insert(Variation).values(mailbox="bob@example.org", email_key="bob+a@example.org"))
+
     known = [dossiers.of_address(db.session(), f"ann{tag}@example.org") for tag in ("", "+a", "+b")]
 
     assert [each and each["variation_of"] for each in known] == [None, "ann@example.org", None]
+    assert dossiers.of_address(db.session(), "bob+a@example.org") == {"variation_of": "bob@example.org"}
+    assert dossiers.of_address(db.session(), "bob@example.org") is None
 
 
 def test_a_dossier_tells_of_soft_bounces_and_of_a_confirmation_mail_that_is_due() -> None:

@@ -120,10 +120,22 @@ def test_a_byte_order_mark_is_no_part_of_a_message() -> None:
             compose(title, contents, html)
 
 
-@pytest.mark.parametrize("contents", ["@notice.txt", "@/tmp/notice.txt\n"])
-def test_a_file_name_in_place_of_its_text_is_refused(contents: str) -> None:
+@pytest.mark.parametrize("name", ["@notice.txt", "@/tmp/notice\n", "@my notice.txt", "@C:\\Ann Lee\\notice.html"])
+def test_a_file_name_in_place_of_its_text_is_refused(name: str) -> None:
     with pytest.raises(InvalidEmailMessageException, match="--data-urlencode contents@notice"):
-        compose("a", contents)
+        compose("a", name)
+    with pytest.raises(InvalidEmailMessageException, match="--data-urlencode html@notice"):
+        compose("a", "b", name)
 
-    assert compose("a", f"{contents} is here").text
+    assert compose("a", f"{name.strip()}\nis here").text
     assert compose("a", "Write to board@example.org").text
+    assert compose("a", "@everybody Update now").text
+
+
+def test_what_is_too_long_is_told_how_long_it_is_and_what_is_empty_is_not() -> None:
+    with pytest.raises(InvalidEmailMessageException, match=r"100,000 characters\. There are 100,001\.$"):
+        compose("a", "b" * 100_001)
+    with pytest.raises(InvalidEmailMessageException, match=r"200 characters\. There are 201\.$"):
+        compose("a" * 201, "b")
+    with pytest.raises(InvalidEmailMessageException, match=r"100,000 characters\.$"):
+        compose("a", "   ")

@@ -421,6 +421,25 @@ def test_a_line_that_takes_an_address_off_counts_whatever_else_is_wrong_with_it(
     assert run("import", input=table("email,status", "ann@example,opted_out")).exit_code == 1
 
 
+def test_of_a_line_that_takes_an_address_off_what_can_be_read_is_kept(application: Flask, run: Run) -> None:
+    here, taken = uuid.uuid4(), uuid.uuid4()
+    lines = [
+        f"bob@example.org,,{taken},,",
+        f"ann@example.org,opted_out,{here},2024-01-01,2999-01-01",
+        f"=?x@example.org,complained,{taken},,",
+    ]
+
+    result = run("import", input=table("email,status,product_id,created_at,last_seen_at", *lines))
+
+    assert (result.exit_code, result.output.strip()) == (0, "3 new, 0 known before, 0 refused.")
+    with application.app_context():
+        columns = Registration.email, Registration.status, Registration.product_id, Registration.created_at
+        bob, ann, other = db.session.execute(select(*columns).order_by(Registration.id)).all()
+    assert (ann.status, ann.product_id, ann.created_at.year) == ("opted_out", here, 2024)
+    assert (other.status, bob.product_id) == ("complained", taken)
+    assert other.product_id != taken
+
+
 def test_an_installation_that_was_not_seen_for_long_is_as_old_after_an_export_and_an_import(
     application: Flask, run: Run, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.clock import Clock
 from registration.db import db
+from registration.housekeeping import Timetable
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 from registration.models import (
@@ -657,9 +658,14 @@ def test_what_a_sender_asks_when_it_starts_is_asked_again_if_that_fails(
     monkeypatch.setattr(Clock, "set", five_minutes_behind)
     commit(pacing.needs_account, now=datetime.now(UTC).timestamp(), at_once=False)
     mailer.rate = 14.0
-    failing.at_first(monkeypatch, owner, name, OperationalError("", {}, Exception("gone")))
-    with pytest.raises(OperationalError):
-        scripted.look()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OperationalError("", {}, Exception("gone"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(OperationalError):
+            scripted.look()
 
     scripted.look()
 
@@ -677,13 +683,20 @@ def test_a_clock_that_is_put_right_in_mid_broadcast_makes_no_lease_run_out(
     commit(ledger.fill, broadcast_id)
     ahead = timedelta(0)
     moved = replace(scripted, now=lambda: datetime.now(UTC) + ahead)
-    looks, look_at = [], Clock.set
-    monkeypatch.setattr(Clock, "set", lambda clock, session: looks.append(ahead) or look_at(clock, session))
+    looks = []
+
+    def look_at(clock: Clock, _: Session) -> None:
+        looks.append(ahead)
+        clock._set_to = clock._now(), time.monotonic(), -ahead
+
+    monkeypatch.setattr(Clock, "set", look_at)
     moved.look()
     theirs = ledgers.claim(broadcast_id, 2, lease="theirs", now=datetime.now(UTC))
 
     for ahead in (timedelta(hours=1), timedelta(hours=-1)):  # noqa: B007  what `moved` reads
         assert moved._clock.has_stepped()
+        assert not moved._claim_ahead()
+        moved._timetable = Timetable()
         moved._tend(moved._work[0])
         ours = ledgers.claim(broadcast_id, 2, now=moved._clock.time())
         assert not commit(ledger.expire, broadcast_id, datetime.now(UTC))
@@ -693,6 +706,26 @@ def test_a_clock_that_is_put_right_in_mid_broadcast_makes_no_lease_run_out(
     assert {line.status for line in ledgers.lines(broadcast_id)} == {DeliveryStatus.QUEUED, DeliveryStatus.SENDING}
     assert theirs is not None
     assert looks == [timedelta(0), timedelta(hours=1), timedelta(hours=-1)]
+
+
+def test_a_machine_that_slept_takes_nothing_of_its_own_for_over(scripted: Sender, mailer: ScriptedMailer) -> None:
+    factories.register(2)
+    broadcast_id = factories.start_broadcast()
+    commit(ledger.fill, broadcast_id)
+    slept = timedelta(0)
+    sleeper = replace(scripted, now=lambda: datetime.now(UTC) + slept)
+    sleeper._expire_from = 0.0
+    sleeper.look()
+    (call,) = sleeper._claim_lot()
+
+    slept = timedelta(minutes=5)  # the seconds that it was awake do not tell
+    assert not sleeper._claim_ahead()
+    sleeper._timetable = Timetable()
+    sleeper.look()
+
+    assert sleeper._claim_lot() == []
+    sleeper._carry_out(call)
+    assert len(mailer.sent) == 2
 
 
 def test_a_broadcast_with_an_id_from_before_a_restore_has_its_own_message(
