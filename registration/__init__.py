@@ -24,7 +24,7 @@ from config import WEB_CONNECTIONS, Config
 
 from . import cli, event_queue, registrations_cli, services
 from .counting import ConfirmedCount
-from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, Outage, close_session, db, engine_options
+from .db import AUTOCOMMIT, QUICK_SECONDS, ROWS, close_session, db, engine_options
 from .domains import Domains, MailServers
 from .event_queue import RECEIVERS, EventQueue
 from .flow import MOST_IN_FLIGHT
@@ -33,6 +33,7 @@ from .mailers import Mailer
 from .mailers.letters import Letterhead
 from .mailers.outbox import OutboxMailer
 from .mailers.ses import SesMailer, make_client
+from .outage import Outage
 from .registrations import Registrar
 from .sender import Sender
 from .services import Services

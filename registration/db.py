@@ -18,9 +18,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import pymysql
 from flask_sqlalchemy import SQLAlchemy
-from pymysql.constants.CR import CR_CONN_HOST_ERROR
 from pymysql.constants.ER import (
     BAD_FIELD_ERROR,
     LOCK_DEADLOCK,
@@ -46,9 +44,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InvalidatePoolError
-from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 AUTOCOMMIT, ROWS = "autocommit", "rows"
@@ -56,14 +54,10 @@ CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 10
 QUICK_SECONDS = 4
 """What a statement about a few rows may take while somebody waits for it. Longer than it waits for a lock."""
-SLOW_SECONDS, AWAY_SECONDS = 0.5, 2.0
-"""After so slow a failure to connect, nobody tries for a while."""
-REFUSED_SECONDS = 0.5
-"""After a quicker failure, nobody tries for a moment: getting ready for TLS is 45 ms of work for each connection."""
+SLOW_SECONDS = 0.5
+"""A connection that fails later was waited for: the database hangs."""
 LOCK_SECONDS = 3
 TRIES = 3
-_FEW_ROWS, _IS_NEW, _LIMIT = "few rows", "is new", "limit"
-"""What a session, and what a connection of a pool, is remembered to be or to have."""
 _FAULTS = {BAD_FIELD_ERROR, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE}
 
 Result = TypeVar("Result")
@@ -190,25 +184,6 @@ def commit_steps(step: Callable[..., bool]) -> None:
             pass
 
 
-def expect_few_rows(session: Session) -> None:
-    """Let no statement take longer than `QUICK_SECONDS`, in the transactions that a session begins from now on.
-
-    For an engine that an `Outage` watches; SQLite waits only for a lock, and as long as ever.
-    """
-    session.info[_FEW_ROWS] = True
-
-
-@event.listens_for(Session, "after_begin")
-def _limit(session: Session, _: SessionTransaction, connection: Connection) -> None:
-    if session.info.get(_FEW_ROWS) and connection.dialect.name != "sqlite":
-        raw = _raw(connection)
-        raw._read_timeout = min(raw._read_timeout, QUICK_SECONDS)
-
-
-def _raw(connection: Connection) -> Any:
-    return connection.connection.dbapi_connection
-
-
 def close_session(_: BaseException | None) -> None:
     """Give back what `db.session` holds when a request ends; a connection that is lost by then costs nobody an answer.
 
@@ -298,79 +273,3 @@ def _give_up_undecided(context: ExceptionContext) -> None:
     """
     if context.connection is not None and context.statement is None:
         context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
-
-
-class Outage:
-    """What is known of a database that is away, shared by the engines that use it.
-
-    After an attempt to connect that failed, or a ping or quick statement that was not answered in time, nobody tries to
-    connect for a moment: requests would queue up behind a hanging database, each for as long as one may wait.
-    """
-
-    def __init__(self) -> None:
-        self._ends_at = 0.0
-
-    def watch(self, engine: Engine, *, ping: bool = False) -> None:
-        """Let an engine fail fast.
-
-        With `ping`, a connection that is dead is noticed before it is used, and replaced. SQLAlchemy's own
-        `pool_pre_ping` would wait for that as long as for a statement.
-        """
-        event.listen(engine, "do_connect", self._connect)
-        if ping:
-            event.listen(engine, "checkout", self._ping)
-        event.listen(engine, "checkout", _restore_limit)
-        event.listen(engine, "handle_error", self._notice)
-
-    def _connect(self, dialect: Dialect, entry: ConnectionPoolEntry, arguments: Any, named: dict[str, Any]) -> Any:
-        """Wait for the handshake, and for what is set up after it, no longer than for the connection."""
-        begun = time.monotonic()
-        if begun < self._ends_at:
-            raise pymysql.err.OperationalError(CR_CONN_HOST_ERROR, "The database was away a moment ago.")
-        try:
-            connection: Any = dialect.connect(*arguments, **{**named, "read_timeout": CONNECT_SECONDS})
-        except Exception:
-            is_slow = time.monotonic() - begun > SLOW_SECONDS
-            self._begin(AWAY_SECONDS if is_slow else REFUSED_SECONDS)
-            raise
-        entry.info.update({_IS_NEW: True, _LIMIT: named["read_timeout"]})
-        return connection
-
-    def _ping(self, connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-        if entry.info.pop(_IS_NEW, False):
-            return
-        connection._read_timeout = CONNECT_SECONDS
-        try:
-            connection.ping(reconnect=False)
-        except pymysql.err.Error as error:
-            self._see(error)
-            raise InvalidatePoolError from error
-
-    def _notice(self, context: ExceptionContext) -> None:
-        """Take note of a quick statement without an answer; another one may just have much to do."""
-        if context.connection is not None and _raw(context.connection)._read_timeout <= QUICK_SECONDS:
-            self._see(context.original_exception)
-
-    def _see(self, error: BaseException) -> None:
-        if _was_awaited(error):
-            self._begin(AWAY_SECONDS)
-
-    def _begin(self, seconds: float) -> None:
-        self._ends_at = max(self._ends_at, time.monotonic() + seconds)
-
-
-def _restore_limit(connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-    """Let a connection take as long as its engine allows. PyMySQL has one limit for handshake, pings and statements."""
-    connection._read_timeout = entry.info[_LIMIT]
-
-
-@event.listens_for(Engine, "handle_error")
-def _keep_other_connections(context: ExceptionContext) -> None:
-    """Give up the connection of a statement that took too long; that says nothing of the others."""
-    if _was_awaited(context.original_exception):
-        context.invalidate_pool_on_disconnect = False
-
-
-def _was_awaited(error: BaseException) -> bool:
-    """Return whether an answer of the database did not come in time."""
-    return isinstance(error.__context__, TimeoutError)

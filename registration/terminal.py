@@ -148,6 +148,14 @@ def table(broadcasts: Sequence[Progress]) -> str:
     )
 
 
+def advice_after(progress: Progress, *, resend: bool) -> str:
+    """Return what becomes of a repetition of a broadcast, and what to do for those who have not got it."""
+    advice = "Nobody gets it again."
+    if progress.failed or progress.status == "cancelled":
+        advice += f" `broadcast retry {progress.broadcast_id}` sends it to those who have not got it."
+    return advice if resend else f"{advice} --resend sends it to everybody once more."
+
+
 def _row(progress: Progress) -> tuple[str, ...]:
     numbers = (progress.recipients, progress.sent, progress.failed, progress.remaining)
     figures = (f"{number:,}" for number in numbers)
@@ -156,11 +164,3 @@ def _row(progress: Progress) -> tuple[str, ...]:
 
 def _time(instant: datetime | None) -> str:
     return "" if instant is None else f"{instant:%Y-%m-%d %H:%M} UTC"
-
-
-def advice_after(progress: Progress, *, resend: bool) -> str:
-    """Return what becomes of a repetition of a broadcast, and what to do for those who have not got it."""
-    advice = "Nobody gets it again."
-    if progress.failed or progress.status == "cancelled":
-        advice += f" `broadcast retry {progress.broadcast_id}` sends it to those who have not got it."
-    return advice if resend else f"{advice} --resend sends it to everybody once more."

@@ -24,8 +24,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.test import TestResponse
 
 from config import WEB_CONNECTIONS
-from registration import LARGEST_BODY, broadcasts, errors, services
-from registration.db import AUTOCOMMIT, AWAY_SECONDS, CONNECT_SECONDS, QUICK_SECONDS, REFUSED_SECONDS, Outage, db
+from registration import LARGEST_BODY, broadcasts, errors, outage, services
+from registration.db import AUTOCOMMIT, CONNECT_SECONDS, QUICK_SECONDS, db
+from registration.outage import AWAY_SECONDS, REFUSED_SECONDS
 from registration.web.errors import STATUS
 
 from . import factories, mariadb
@@ -373,7 +374,7 @@ def test_a_database_that_refused_one_pool_is_left_in_peace_by_the_others(
         raise ConnectionRefusedError
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setitem(Outage.watch.__globals__, "REFUSED_SECONDS", 60.0)
+    monkeypatch.setattr(outage, "REFUSED_SECONDS", 60.0)
     with application.app_context():
         for engine in db.engines.values():
             with pytest.raises(OperationalError):

@@ -14,9 +14,10 @@ from flask.typing import ResponseReturnValue
 from flask_babel import Babel, get_locale, gettext
 
 from .. import confirmations, consent, services
-from ..db import commit_step, db, expect_few_rows
+from ..db import commit_step, db
 from ..errors import ExpiredLinkException, ForgedLinkException
 from ..models import RegistrationStatus
+from ..outage import expect_few_rows
 from ..tokens import LONGEST_TOKEN, ConfirmationLink
 from . import access
 

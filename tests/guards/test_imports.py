@@ -22,6 +22,7 @@ LEVELS = {
     "registration.domains": 2,
     "registration.db": 1,
     "registration.clock": 2,
+    "registration.outage": 2,
     "registration.limits": 1,
     "registration.group_commit": 1,
     "registration.mailers": 2,
