@@ -172,7 +172,7 @@ def _rows(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
         elif cells:
             while len(names) < len(cells) <= width and not cells[-1].strip():
                 cells.pop()
-            yield number, _wrong(cells, len(names)) or dict(zip(names, map(spreadsheets.unguard, cells), strict=True))
+            yield number, _row(names, cells)
 
 
 def _heading(line: str) -> tuple[list[str], int]:
@@ -211,12 +211,21 @@ def _cells(line: str) -> list[str] | str:
         return "The line is not CSV: look at its quotation marks."
 
 
-def _wrong(cells: list[str], columns: int) -> str:
-    if len(cells) != columns:
-        return f"The line has {len(cells)} cells, not {columns}."
-    if any(_REPLACEMENT in cell for cell in cells):
+def _row(names: list[str], cells: list[str]) -> dict[str, str] | str:
+    """Return the cells of a line by column, or what is wrong with it. One that takes an address off needs no others."""
+    if len(cells) != len(names):
+        return f"The line has {len(cells)} cells, not {len(names)}."
+    row = dict(zip(names, map(spreadsheets.unguard, cells), strict=True))
+    wrong = {name: reason for name, cell in row.items() if (reason := _wrong(cell))}
+    if wrong and ("email" in wrong or not transfers.takes_off(row)):
+        return next(iter(wrong.values()))
+    return row | dict.fromkeys(wrong, "")
+
+
+def _wrong(cell: str) -> str:
+    if _REPLACEMENT in cell:
         return "The line is not UTF-8 text."
-    return f"A cell is longer than {LONGEST_CELL:,} characters." if max(map(len, cells)) > LONGEST_CELL else ""
+    return f"A cell is longer than {LONGEST_CELL:,} characters." if len(cell) > LONGEST_CELL else ""
 
 
 def _take_in(chunk: list[tuple[int, dict[str, str] | str]], *, dry_run: bool) -> Tally:

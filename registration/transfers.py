@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,6 +29,9 @@ COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "stat
 LINES_AT_ONCE = 1_000
 IDS_AT_ONCE = 5_000
 STATUSES = {status.value: status for status in RegistrationStatus if status is not RegistrationStatus.ERASED}
+
+_WRONG_CLOCK = timedelta(minutes=5)
+"""By how much the clock of the machine that wrote a table may be ahead of this one's."""
 
 Value = TypeVar("Value")
 IsErased = Callable[[Session, Sequence[str]], set[str]]
@@ -72,6 +75,11 @@ class Tally:
         self.refused.append((number, reason))
 
 
+def takes_off(cells: Mapping[str, str | None]) -> bool:
+    """Return whether a line takes its address off the list."""
+    return STATUSES.get((cells.get("status") or "").strip().lower()) in consent.OFF
+
+
 def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check: Check) -> Line:
     """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now.
 
@@ -81,7 +89,7 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
     texts = {name: (cells.get(name) or "").strip() for name in COLUMNS}
     if (name := texts["status"].lower() or RegistrationStatus.ACTIVE.value) not in STATUSES:
         raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
-    is_off = (status := STATUSES[name]) in consent.OFF
+    is_off = takes_off(texts)
     try:
         address = addresses.normalise(texts["email"], is_new=not is_off)
         if not is_off:
@@ -108,7 +116,7 @@ def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check:
         version=version,
         distribution=distribution,
         created_at=created_at,
-        status=status,
+        status=STATUSES[name],
         last_seen_at=last_seen_at or created_at,
         is_dated=last_seen_at is not None,
     )
@@ -191,9 +199,9 @@ def _time(name: str, text: str, *, now: datetime) -> datetime:
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise RefusedLineError(f"The {name} must be a time such as 2026-11-23T12:00:00Z.") from error
-    if not datetime(2000, 1, 1, tzinfo=UTC) <= time <= now:
+    if not datetime(2000, 1, 1, tzinfo=UTC) <= time <= now + _WRONG_CLOCK:
         raise RefusedLineError(f"The {name} is before the year 2000 or in the future.")
-    return time
+    return min(time, now)
 
 
 def _row(line: Line, taken: Collection[uuid.UUID]) -> dict[str, Any]:

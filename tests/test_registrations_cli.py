@@ -405,6 +405,8 @@ def test_an_installation_of_which_nothing_is_known_is_exported_and_imported(
         f"ann@mailinator.com,Complained,{'7' * 70},",
         "ann@mailinator.com,bounced,,2999-01-01",
         "ann@mailinator.com,opted_out,,yesterday",
+        "ann@mailinator.com,opted_out,caf\ufffd,",
+        f"ann@mailinator.com,opted_out,,{'x' * 2000}",
     ],
 )
 def test_a_line_that_takes_an_address_off_counts_whatever_else_is_wrong_with_it(
@@ -418,7 +420,8 @@ def test_a_line_that_takes_an_address_off_counts_whatever_else_is_wrong_with_it(
     assert (result.exit_code, result.output.strip()) == (0, "0 new, 1 known before, 0 refused.")
     with application.app_context():
         assert db.session.execute(select(Registration.status)).scalar_one() == line.split(",")[1].lower()
-    assert run("import", input=table("email,status", "ann@example,opted_out")).exit_code == 1
+    for wrong in ("ann@example,opted_out", "ann\ufffd@example.org,opted_out", "ann@example.org,opted_out\ufffd"):
+        assert run("import", input=table("email,status", wrong)).exit_code == 1
 
 
 def test_of_a_line_that_takes_an_address_off_what_can_be_read_is_kept(application: Flask, run: Run) -> None:
