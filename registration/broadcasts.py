@@ -21,6 +21,7 @@ from .db import rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
 from .messages import Message
 from .models import Broadcast, BroadcastRequest, BroadcastStatus, DeliveryStatus, Registration, RegistrationStatus
+from .versions import parse_range
 
 HOLD = timedelta(seconds=60)
 """How long a broadcast that the mail service held up rests before it tries again."""
@@ -32,6 +33,7 @@ _LINE_END = re.compile(r"\r+\n|\n\r")
 """What programs that disagree about the end of a line make of one."""
 _BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _LONGEST_FORECAST = 10 * 365 * 86_400.0
+_NO_SENDER = "No sender has been at work {}, so nothing is sent. The operator has to start one."
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
 _S = BroadcastStatus
@@ -121,9 +123,7 @@ def start(
     can insert the name of the request.
     """
     broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
-    own_html = [] if message.html is None else [message.html]
-    words = (_words(part) for part in (message.subject, message.text, *own_html))
-    fingerprint = _digest("message", *words, *_identity(whom))
+    fingerprint = _fingerprint(message, whom)
     names: dict[str, timedelta | None] = {fingerprint: REPEAT}
     if idempotency_key is not None:
         names = {_digest("key", idempotency_key): REPEAT, fingerprint: None}
@@ -131,6 +131,8 @@ def start(
         names = {_digest("resend", fingerprint): RESEND, fingerprint: None}
     for name, kept in names.items():
         _claim_name(session, name, kept, fingerprint, broadcast_id, now)
+    if idempotency_key is None and not resend:
+        _refuse_if_under_way(session, fingerprint, broadcast_id)
     return broadcast_id
 
 
@@ -210,6 +212,15 @@ def _claim_name(
         raise RepeatedBroadcastException(earlier.broadcast_id) from error
 
 
+def _refuse_if_under_way(session: Session, fingerprint: str, broadcast_id: int) -> None:
+    """Raise RepeatedBroadcastException if another broadcast of the same has not ended; a note names the newest only."""
+    others = select(Broadcast).where(Broadcast.finished_at.is_(None), Broadcast.id != broadcast_id)
+    for other in session.scalars(others.order_by(Broadcast.id)):
+        whom = Audience(parse_range(other.versions) if other.versions else None, other.include_unknown)
+        if _fingerprint(Message(other.title, other.contents, other.html), whom) == fingerprint:
+            raise RepeatedBroadcastException(other.id)
+
+
 def underway(session: Session, now: datetime) -> list[Work]:
     """Return what there is to do, urgent broadcasts first, then the oldest; those whose pause is over go on.
 
@@ -258,6 +269,12 @@ def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetim
     is_news = Broadcast.circuit_broken_at.is_not_distinct_from(since)
     values = {"reason": reason, "resume_at": None, "circuit_broken_at": now}
     return bool(_move(session, broadcast_id, _S.PAUSED, _goes_on(), is_news, **values))
+
+
+def explain(session: Session, broadcast_id: int, *, reason: str) -> None:
+    """Say why a broadcast that is sending does not move; it counts for as long as it does not."""
+    sending = Broadcast.id == broadcast_id, Broadcast.status == _S.SENDING
+    session.execute(update(Broadcast).where(*sending).values(reason=reason))
 
 
 def pause(session: Session, broadcast_id: int) -> None:
@@ -316,7 +333,7 @@ def finish(session: Session, broadcast_id: int, now: datetime) -> bool:
     done = and_(Broadcast.filled_to >= Broadcast.audience_end, Broadcast.finished_at.is_(None))
     cancelled = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.status == _S.CANCELLED, done)
     return bool(
-        _move(session, broadcast_id, _S.SENT, done, finished_at=now)
+        _move(session, broadcast_id, _S.SENT, done, reason=None, finished_at=now)
         or rows_matched(session, cancelled.values(finished_at=now))
     )
 
@@ -356,7 +373,7 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         broadcast_id=broadcast_id,
         title=broadcast.title,
         status=broadcast.status,
-        reason=broadcast.reason or (None if rate else _waits_for(session, broadcast)),
+        reason=_reason(session, broadcast, rate, now),
         urgent=broadcast.urgent,
         versions=broadcast.versions,
         recipients=sum(counts.values()),
@@ -368,6 +385,16 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         expected_end=_expected_end(session, broadcast, remaining, now, rate_limit, rate),
         **{status.value: counts[status] for status in ledger.FINAL},
     )
+
+
+def _reason(session: Session, broadcast: Broadcast, rate: float, now: datetime) -> str | None:
+    """Return why a broadcast does not move, if it does not."""
+    if rate:
+        return None
+    is_due = broadcast.status is _S.SENDING or (broadcast.resume_at is not None and broadcast.resume_at <= now)
+    if is_due and (since := pacing.absent_since(session, now)) is not None:
+        return _NO_SENDER.format(f"since {since:%Y-%m-%d %H:%M} UTC" if since.year > 1970 else "yet")
+    return _waits_for(session, broadcast) or broadcast.reason
 
 
 def _waits_for(session: Session, broadcast: Broadcast) -> str | None:
@@ -487,6 +514,13 @@ def _words(text: str) -> str:
     """Return a text without what a form, a file or a command changes: ends of lines, byte-order marks, blanks."""
     text = _LINE_END.sub("\n", text.replace(_BYTE_ORDER_MARK, ""))
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def _fingerprint(message: Message, whom: Audience) -> str:
+    """Return what tells a notice from others: what it says, and whom it is for."""
+    own_html = [] if message.html is None else [message.html]
+    words = (_words(part) for part in (message.subject, message.text, *own_html))
+    return _digest("message", *words, *_identity(whom))
 
 
 def _digest(*parts: str) -> str:

@@ -41,8 +41,10 @@ _BULK_PROBE_AFTER_SECONDS = 0.3, 0.75
 _WRONG_CLOCK_SECONDS = 1.0
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
-KNOWN_SECONDS, UNKNOWN_SECONDS = 300.0, 10.0
+KNOWN_SECONDS, UNKNOWN_SECONDS = 60.0, 10.0
 """How often the mail service is asked about the account, once and before it has answered."""
+ABSENT_SECONDS = 2 * KNOWN_SECONDS
+"""Nobody has asked for so long: no sender is running."""
 MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 60.0, 10
 """Nobody reserves further ahead: a free instant beyond is what a wrong clock has left, and does not count."""
 _DAY = 86_400.0
@@ -215,6 +217,12 @@ def account(session: Session) -> Account:
 def asked_at(session: Session) -> datetime:
     """Return when the mail service was last asked about the account."""
     return datetime.fromtimestamp(session.execute(select(Pace.asked_at)).scalar_one(), UTC)
+
+
+def absent_since(session: Session, now: datetime) -> datetime | None:
+    """Return when a sender was last at work, 1970 for never, if none is running now; each asks about the account."""
+    last = asked_at(session)
+    return last if (now - last).total_seconds() > ABSENT_SECONDS else None
 
 
 def is_account_known(session: Session) -> bool:

@@ -31,7 +31,7 @@ from .messages import Message
 from .models import BroadcastStatus
 from .pacing import BulkTurn
 from .tokens import Tokens
-from .trouble import ALL_IS_WELL, Trouble
+from .trouble import ALL_IS_WELL, UNANSWERED, Trouble
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
@@ -396,6 +396,7 @@ class Sender:
             elif advice.slow_down and not was_one_too_many:
                 pacing.slow_down(session, now=self._clock.time().timestamp())
             elif advice.rest_seconds:
+                broadcasts.explain(session, call.broadcast_id, reason=UNANSWERED)
                 pacing.back_off(session, advice.rest_seconds, now=self._clock.time().timestamp())
 
     def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:

@@ -14,6 +14,7 @@ MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 4.0, 30.0
 """How long all senders rest after two calls in a row without an answer, twice as long after each more, and at most."""
+UNANSWERED = "The mail service does not answer. All sending rests for a while before each new try."
 _ALL_REFUSED = (
     "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
     "The service's log has its code."

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 
 from registration import addresses, broadcasts, messages, versions
 from registration.broadcasts import Progress
@@ -19,6 +19,7 @@ from registration.models import (
     Delivery,
     DeliveryStatus,
     Installation,
+    Pace,
     Registration,
     RegistrationStatus,
 )
@@ -90,6 +91,12 @@ def start_broadcast(title: str = "Update now", contents: str = "There is a hole.
     broadcast_id = broadcasts.start(db.session(), message, datetime.now(UTC), idempotency_key=uuid.uuid4().hex)
     db.session.commit()
     return broadcast_id
+
+
+def put_sender_to_work(at: datetime | None = None) -> None:
+    """Store when a sender was last at work; now if nothing is said. Needs an application context."""
+    db.session.execute(update(Pace).values(asked_at=(at or datetime.now(UTC)).timestamp()))
+    db.session.commit()
 
 
 def letterhead(**changes: Any) -> Letterhead:

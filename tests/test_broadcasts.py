@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import datetime, timedelta
 from threading import Barrier, Event
 from typing import Any
@@ -171,6 +172,24 @@ def test_of_simultaneous_requests_each_key_names_its_own_broadcast_ever_after(ap
         assert repeats() in started
 
 
+@pytest.mark.parametrize("how", [{"idempotency_key": "a"}, {"resend": True}])
+@pytest.mark.parametrize("message", [MESSAGE, messages.compose("Update now", "There is a hole.", "<p>Update</p>")])
+@pytest.mark.parametrize("whom", [Audience(), Audience(parse_range("<8"), include_unknown=True, seen_since=NOW)])
+def test_the_first_is_remembered_until_it_has_ended_though_the_same_was_sent_again_on_purpose(
+    how: dict[str, Any], message: messages.Message, whom: Audience
+) -> None:
+    factories.register(1)
+    first = start(message, whom=whom)
+    commit(broadcasts.pause, first)
+    end(start(message, now=LATER, whom=whom, **how))
+
+    later = LATER + 2 * broadcasts.REPEAT
+    assert repeats(message, now=later, whom=replace(whom, seen_since=None)) == first
+    other = start(OTHER, now=later, whom=whom)
+    end(first)
+    assert start(message, now=later, whom=whom) > other
+
+
 def test_a_repetition_leaves_nothing_behind() -> None:
     start()
     repeats()
@@ -259,6 +278,7 @@ def work_of(broadcast_id: int, status: BroadcastStatus = BroadcastStatus.SENDING
 
 
 def test_one_that_waits_for_another_says_so() -> None:
+    factories.put_sender_to_work(NOW)
     nobody = factories.start_broadcast()
     factories.register(1)
     first, second = (factories.start_broadcast() for _ in range(2))
@@ -280,6 +300,48 @@ def test_one_that_waits_for_another_says_so() -> None:
     commit(ledger.fill, second)
     settle(claim(second), ACCEPTED)
     assert reasons()[1:3] == [None, None]
+
+
+def test_one_that_nobody_sends_says_so() -> None:
+    nothing = "No sender has been at work {}, so nothing is sent. The operator has to start one."
+    ended, going, paused = start(OTHER), filled(1), filled(1)
+    commit(broadcasts.pause, paused)
+
+    def reasons() -> list[str | None]:
+        return [progress(one).reason for one in (ended, going, paused)]
+
+    assert reasons() == [None, nothing.format("yet"), broadcasts.PAUSED_BY_HAND]
+    factories.put_sender_to_work(NOW - timedelta(seconds=pacing.ABSENT_SECONDS))
+    assert reasons() == [None, None, broadcasts.PAUSED_BY_HAND]
+    factories.put_sender_to_work(NOW - timedelta(seconds=pacing.ABSENT_SECONDS + 1))
+    since = f"since {NOW - timedelta(seconds=pacing.ABSENT_SECONDS + 1):%Y-%m-%d %H:%M} UTC"
+    assert reasons() == [None, nothing.format(since), broadcasts.PAUSED_BY_HAND]
+    settle(claim(going), ACCEPTED)
+    assert progress(going).rate > 0
+    assert reasons()[1] is None
+
+
+def test_one_that_is_held_up_says_that_nobody_sends_it_when_it_should_have_gone_on() -> None:
+    held = filled(1)
+    commit(broadcasts.hold, held, reason="Quota.", now=NOW)
+
+    assert progress(held).reason == "Quota."
+    assert "No sender" in str(progress(held, now=NOW + broadcasts.HOLD).reason)
+
+
+def test_why_nothing_leaves_is_told_until_something_does() -> None:
+    factories.put_sender_to_work(NOW)
+    first, second = filled(2), filled(1)
+    commit(broadcasts.pause, second)
+    for broadcast_id in (first, second):
+        commit(broadcasts.explain, broadcast_id, reason="It does not answer.")
+    assert [progress(one).reason for one in (first, second)] == ["It does not answer.", broadcasts.PAUSED_BY_HAND]
+
+    settle(claim(first, limit=1), ACCEPTED)
+    assert progress(first).reason is None
+    settle(claim(first), ACCEPTED)
+    assert commit(broadcasts.finish, first, NOW)
+    assert progress(first, now=LATER).reason is None
 
 
 def test_how_long_it_takes_is_not_known_where_there_is_no_limit_and_none_was_sent_of_late() -> None:
@@ -324,6 +386,7 @@ def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
     held = progress(broadcast_id)
     assert (held.status, held.reason) == (BroadcastStatus.PAUSED, "Quota.")
     assert held.resume_at == NOW + broadcasts.HOLD
+    factories.put_sender_to_work(NOW + broadcasts.HOLD)
     (work,) = commit(broadcasts.underway, NOW + broadcasts.HOLD)
     assert work.broadcast_id == broadcast_id
     resumed = progress(broadcast_id)
@@ -334,6 +397,7 @@ def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
 
 
 def test_a_paused_broadcast_waits_until_somebody_resumes_it() -> None:
+    factories.put_sender_to_work(NOW)
     broadcast_id = filled(1)
 
     for _ in range(2):

@@ -549,6 +549,7 @@ def test_what_is_told_of_a_broadcast(application: Flask, client: FlaskClient) ->
         factories.register(98)
         factories.register(1, status=RegistrationStatus.OPTED_OUT)
         commit(pacing.remember_account, Account(10.0))
+        factories.put_sender_to_work()
     begun = datetime.now(UTC).replace(microsecond=0)
     broadcast_id = post(client, **NOTICE, urgent="true").json["broadcastId"]
 

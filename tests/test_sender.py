@@ -24,6 +24,7 @@ from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.clock import Clock
 from registration.db import db
+from registration.flow import RESTING_SECONDS
 from registration.housekeeping import Timetable
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -845,6 +846,20 @@ def test_a_mail_service_that_cannot_be_reached_for_long_is_told_as_the_reason(
     figures = progress(broadcast_id)
     assert (figures.failed, figures.reason) == (0, "Because.")
     assert figures.resume_at is not None
+
+
+def test_a_mail_service_that_does_not_answer_is_told_as_the_reason_while_all_rest(scripted: Sender) -> None:
+    broadcast_id = ledgers.filled(4)
+    scripted.look()
+    call = Call(broadcast_id, ledger.Batch("one", []), 0.0)
+    reasons = []
+    for _ in range(2):
+        scripted._heed(call, [Outcome(Verdict.UNKNOWN)] * 2)
+        reasons.append(progress(broadcast_id).reason)
+
+    assert reasons == [None, trouble.UNANSWERED]
+    assert progress(broadcast_id).status is BroadcastStatus.SENDING
+    assert commit(pacing.free_in, rate=10.0, now=time.time()) > RESTING_SECONDS
 
 
 def test_trouble_from_before_a_time_without_work_is_forgotten(scripted: Sender) -> None:
