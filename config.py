@@ -250,7 +250,7 @@ def _read_one(declared: Any, text: str, default: Any, problems: list[str]) -> An
         return _public_url(text, problems)
     if declared.name in {"SES_SENDER", "SES_REPLY_TO"} and not _is_address(text):
         problems.append(f"{declared.name} must be an e-mail address.")
-    longest = {"SES_SENDER_NAME": 60, "POSTAL_ADDRESS": 300}.get(declared.name)
+    longest = {"SES_SENDER_NAME": 60, "POSTAL_ADDRESS": 256}.get(declared.name)
     if longest and (len(text) > longest or not text.isprintable()):
         problems.append(f"{declared.name} must be one printable line of up to {longest} characters.")
     return value

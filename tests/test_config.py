@@ -238,7 +238,7 @@ def test_sqlite_is_a_database_too(tmp_path: Path) -> None:
         ("SES_REPLY_TO", "nobody"),
         ("SES_SENDER_NAME", "x" * 61),
         ("SES_SENDER_NAME", "The board\r\nBcc: x@example.org"),
-        ("POSTAL_ADDRESS", "x" * 301),
+        ("POSTAL_ADDRESS", "x" * 257),
         ("POSTAL_ADDRESS", "1 Main Street\nSpringfield"),
     ],
 )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pymysql
 import pytest
+from botocore.httpsession import DEFAULT_CA_BUNDLE
 from flask import Flask
 from pymysql.constants.CR import CR_SERVER_LOST
 from pymysql.constants.ER import BAD_FIELD_ERROR, LOCK_WAIT_TIMEOUT, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE
-from sqlalchemy import Connection, create_engine, insert, select, text
+from sqlalchemy import Connection, create_engine, event, insert, select, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlalchemy.orm import Session
 
@@ -149,6 +153,26 @@ def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OperationalError):
         engine.connect()
     assert asked == [CONNECT_SECONDS]
+
+
+def test_a_connection_with_certificates_of_authorities_is_encrypted_with_the_right_host_or_is_none() -> None:
+    engine = create_engine(**engine_options("mysql+pymysql://root@host/none?ssl_ca=" + DEFAULT_CA_BUNDLE, pool_size=1))
+    arguments: dict[str, Any] = {}
+
+    @event.listens_for(engine, "do_connect")
+    def note(_: object, __: object, ___: object, named: dict[str, Any]) -> None:
+        arguments.update(named)
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
+    connection = pymysql.Connection(**arguments, defer_connect=True)
+    assert connection.ctx.check_hostname
+    assert connection.ctx.verify_mode is ssl.CERT_REQUIRED
+    if db.engine.dialect.name == "mysql":  # which speaks no TLS here
+        here = make_url(url()).set(query={"ssl_ca": DEFAULT_CA_BUNDLE}).render_as_string(hide_password=False)
+        with pytest.raises(OperationalError, match="SSL"):
+            create_engine(**engine_options(here, pool_size=1)).connect()
 
 
 @pytest.mark.parametrize(

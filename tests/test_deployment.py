@@ -65,7 +65,7 @@ SECRETS = {"DB_CONN_STR", "SECRET_PIN", "TOKEN_KEYS", "AWS_ACCESS_ID", "AWS_SECR
 # What may be logged: nothing that the query string, the referer or another header of the client's goes into.
 LOGGED = {
     "$body_bytes_sent",
-    "$http_x_forwarded_for",
+    "$client",
     "$request_method",
     "$request_time",
     "$status",
@@ -312,6 +312,30 @@ def test_nginx_leaves_the_answer_to_a_body_that_is_too_large_to_the_application(
     megabytes = re.search(r"client_max_body_size (\d+)m;", NGINX)
     assert megabytes is not None
     assert int(megabytes[1]) * 1024 * 1024 > LARGEST_BODY
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("ann@example.org, 203.0.113.9", "203.0.113.9"),
+        ("6.6.6.6,2001:db8::1", "2001:db8::1"),
+        ("ann@example.de", None),
+    ],
+)
+def test_nginx_logs_the_client_that_the_load_balancer_saw_and_nothing_that_it_said(
+    forwarded: str, client: str | None
+) -> None:
+    pattern = re.search(r'map \$http_x_forwarded_for \$client \{\s*"~(.*)" \$1;', NGINX)
+    assert pattern is not None
+    found = re.search(pattern[1], forwarded)
+    assert (found and found[1]) == client
+
+
+def test_the_certificates_that_the_guide_lets_the_database_be_checked_with_are_fetched() -> None:
+    named = re.search(r"`mysql\+pymysql://[^`]*\?ssl_ca=([^`]*)`", GUIDE)
+    assert named is not None
+    assert sections("files")[named[1]]["source"].startswith("https://truststore.pki.rds.amazonaws.com/")
 
 
 def test_there_are_hooks_for_the_log_file() -> None:
