@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from . import audiences, ledger, pacing, windows
 from .audiences import EVERYBODY, Audience
@@ -33,7 +33,8 @@ _LINE_END = re.compile(r"\r+\n|\n\r")
 """What programs that disagree about the end of a line make of one."""
 _BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _LONGEST_FORECAST = 10 * 365 * 86_400.0
-_NO_SENDER = "No sender has been at work {}, so nothing is sent. The operator has to start one."
+_NO_SENDER = "No sender has been at work {}, so nothing happens. If it stays so, the operator has to start one."
+_UNANSWERED = "The mail service gave no answer for some messages. A minute later they are tried again."
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
 _S = BroadcastStatus
@@ -122,8 +123,10 @@ def start(
     (draft-ietf-httpapi-idempotency-key-header). Of simultaneous requests one starts the broadcast, because only one
     can insert the name of the request.
     """
-    broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
     fingerprint = _fingerprint(message, whom)
+    if idempotency_key is None and not resend:
+        _refuse_if_under_way(session, fingerprint)
+    broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
     names: dict[str, timedelta | None] = {fingerprint: REPEAT}
     if idempotency_key is not None:
         names = {_digest("key", idempotency_key): REPEAT, fingerprint: None}
@@ -131,8 +134,6 @@ def start(
         names = {_digest("resend", fingerprint): RESEND, fingerprint: None}
     for name, kept in names.items():
         _claim_name(session, name, kept, fingerprint, broadcast_id, now)
-    if idempotency_key is None and not resend:
-        _refuse_if_under_way(session, fingerprint, broadcast_id)
     return broadcast_id
 
 
@@ -212,10 +213,10 @@ def _claim_name(
         raise RepeatedBroadcastException(earlier.broadcast_id) from error
 
 
-def _refuse_if_under_way(session: Session, fingerprint: str, broadcast_id: int) -> None:
-    """Raise RepeatedBroadcastException if another broadcast of the same has not ended; a note names the newest only."""
-    others = select(Broadcast).where(Broadcast.finished_at.is_(None), Broadcast.id != broadcast_id)
-    for other in session.scalars(others.order_by(Broadcast.id)):
+def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
+    """Raise RepeatedBroadcastException if a broadcast of the same has not ended; a note names the newest only."""
+    whole = select(Broadcast).options(undefer(Broadcast.contents), undefer(Broadcast.html))
+    for other in session.scalars(whole.where(Broadcast.finished_at.is_(None)).order_by(Broadcast.id)):
         whom = Audience(parse_range(other.versions) if other.versions else None, other.include_unknown)
         if _fingerprint(Message(other.title, other.contents, other.html), whom) == fingerprint:
             raise RepeatedBroadcastException(other.id)
@@ -257,24 +258,19 @@ def message_of(session: Session, broadcast_id: int) -> Message:
 
 
 def hold(session: Session, broadcast_id: int, *, reason: str, now: datetime) -> None:
-    """Let a broadcast that the mail service holds up rest for a while, and say why."""
+    """Let a broadcast that the mail service holds up rest, and say why. Raises UnknownBroadcastException."""
     _move(session, broadcast_id, _S.PAUSED, Broadcast.status == _S.SENDING, reason=reason, resume_at=now + HOLD)
 
 
 def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetime, *, since: datetime | None) -> bool:
     """Let a broadcast rest until somebody resumes it, and say why, unless somebody paused it; return whether it did.
 
-    `since` is the last break that the caller knew of: if there has been another, its reason is out of date.
+    `since` is the last break that the caller knew of: if there has been another, its reason is out of date. Raises
+    UnknownBroadcastException.
     """
     is_news = Broadcast.circuit_broken_at.is_not_distinct_from(since)
     values = {"reason": reason, "resume_at": None, "circuit_broken_at": now}
     return bool(_move(session, broadcast_id, _S.PAUSED, _goes_on(), is_news, **values))
-
-
-def explain(session: Session, broadcast_id: int, *, reason: str) -> None:
-    """Say why a broadcast that is sending does not move; it counts for as long as it does not."""
-    sending = Broadcast.id == broadcast_id, Broadcast.status == _S.SENDING
-    session.execute(update(Broadcast).where(*sending).values(reason=reason))
 
 
 def pause(session: Session, broadcast_id: int) -> None:
@@ -303,7 +299,10 @@ def cancel(session: Session, broadcast_id: int) -> None:
 
 
 def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
-    """Cancel the next chunk of what is left of a cancelled broadcast; return whether there was any."""
+    """Cancel the next chunk of what is left of a cancelled broadcast; return whether there was any.
+
+    Raises UnknownBroadcastException.
+    """
     return _lock_row(session, broadcast_id) is _S.CANCELLED and ledger.cancel_rest(session, broadcast_id, now)
 
 
@@ -313,7 +312,7 @@ def retry(session: Session, broadcast_id: int, before: datetime, *, begun: bool 
     To be repeated with the same time, each time in a transaction of its own, until there is none. Without the time,
     those who fail again at once would be sent to for ever. A broadcast that is still being cancelled goes on even if
     nobody was marked yet: who is queued stays queued. `begun` is for all but the first time: who cancels the broadcast
-    in between has the say.
+    in between has the say. Raises UnknownBroadcastException.
     """
     if _lock_row(session, broadcast_id) is _S.CANCELLED and begun:
         return False
@@ -324,7 +323,7 @@ def retry(session: Session, broadcast_id: int, before: datetime, *, begun: bool 
 
 
 def finish(session: Session, broadcast_id: int, now: datetime) -> bool:
-    """End a broadcast of which every recipient is settled; return whether it did."""
+    """End a broadcast of which every recipient is settled; return whether it did. Raises UnknownBroadcastException."""
     if not ledger.is_settled(session, broadcast_id):
         return False
     _lock_row(session, broadcast_id)
@@ -333,7 +332,7 @@ def finish(session: Session, broadcast_id: int, now: datetime) -> bool:
     done = and_(Broadcast.filled_to >= Broadcast.audience_end, Broadcast.finished_at.is_(None))
     cancelled = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.status == _S.CANCELLED, done)
     return bool(
-        _move(session, broadcast_id, _S.SENT, done, reason=None, finished_at=now)
+        _move(session, broadcast_id, _S.SENT, done, finished_at=now)
         or rows_matched(session, cancelled.values(finished_at=now))
     )
 
@@ -391,17 +390,25 @@ def _reason(session: Session, broadcast: Broadcast, rate: float, now: datetime) 
     """Return why a broadcast does not move, if it does not."""
     if rate:
         return None
-    is_due = broadcast.status is _S.SENDING or (broadcast.resume_at is not None and broadcast.resume_at <= now)
-    if is_due and (since := pacing.absent_since(session, now)) is not None:
+    if _is_due(broadcast, now) and (since := pacing.absent_since(session, now)) is not None:
         return _NO_SENDER.format(f"since {since:%Y-%m-%d %H:%M} UTC" if since.year > 1970 else "yet")
-    return _waits_for(session, broadcast) or broadcast.reason
+    if broadcast.status is not _S.SENDING:
+        return broadcast.reason
+    return _UNANSWERED if ledger.has_unanswered(session, broadcast.id) else _waits_for(session, broadcast)
+
+
+def _is_due(broadcast: Broadcast, now: datetime) -> bool:
+    """Return whether a sender has something to do for a broadcast now."""
+    if broadcast.status is _S.PAUSED:
+        return broadcast.resume_at is not None and broadcast.resume_at <= now
+    return broadcast.finished_at is None
 
 
 def _waits_for(session: Session, broadcast: Broadcast) -> str | None:
     """Return why a broadcast that is sending does not move, if another goes first."""
     before = select(Broadcast.id, Broadcast.urgent).where(Broadcast.status == _S.SENDING, _goes_before(broadcast))
     query = before.order_by(Broadcast.urgent.desc(), Broadcast.id).limit(1)
-    if broadcast.status is not _S.SENDING or (first := session.execute(query).one_or_none()) is None:
+    if (first := session.execute(query).one_or_none()) is None:
         return None
     return f"It waits: broadcast {first.id} goes first." + ("" if first.urgent else " An urgent one would not wait.")
 
@@ -423,11 +430,12 @@ def _expected_end(
 ) -> datetime | None:
     """Return when those who remain will have been sent to, after the broadcasts that go first; None if nobody knows.
 
-    Nobody does before the mail service has told its rate; `rate`, that of late, counts where it has none.
+    Nobody does before the mail service has told its rate, or without a sender; `rate`, that of late, counts where the
+    service has none.
     """
     if broadcast.status is not _S.SENDING and broadcast.resume_at is None:
         return None
-    if remaining and not pacing.is_account_known(session):
+    if remaining and (not pacing.is_account_known(session) or pacing.absent_since(session, now)):
         return None
     messages = remaining + _ahead_of(session, broadcast) if remaining else 0
     begin = max(now, broadcast.resume_at or now)

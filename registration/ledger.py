@@ -161,7 +161,7 @@ def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: d
             recipients.append(Recipient(delivery_id, address, product_id))
         else:
             inactive[delivery_id] = f"The address is {status}."
-    _end(session, inactive, _S.SKIPPED, now)
+    _end(session, inactive, _S.SKIPPED, now, lease)
     return Batch(lease, recipients)
 
 
@@ -175,7 +175,7 @@ def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: dat
         if status is _S.SENT:
             accept(session, {delivery_id: outcome.message_id for delivery_id, outcome in group.items()}, now)
         elif status is _S.FAILED:
-            _end(session, reasons, status, now, lease=batch.lease)
+            _end(session, reasons, status, now, batch.lease)
         elif status is _S.QUEUED:
             _requeue(session, group, batch.lease)
         else:
@@ -183,18 +183,18 @@ def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: dat
             session.execute(still.values(lease=None, reason=case(reasons, value=Delivery.id)))
 
 
-def accept(session: Session, message_ids: Mapping[int, str | None], now: datetime) -> int:
-    """Settle deliveries as sent, by their ids; return how many were not settled so before.
+def accept(session: Session, message_ids: Mapping[int, str | None], now: datetime) -> None:
+    """Settle deliveries as sent, by their ids.
 
     An event of the mail service that carries a delivery's tag proves as much as the answer to the call. Both count
     against whatever the delivery has become meanwhile: one that stayed cancelled would be mailed again by a retry.
     """
     if not message_ids:
-        return 0
+        return
     parameters: dict[str, Any] = {"now": now}
     for number, (delivery_id, message_id) in enumerate(message_ids.items()):
         parameters[f"id_{number}"], parameters[f"message_id_{number}"] = delivery_id, message_id
-    return rows_matched(session, _acceptance(len(message_ids)), parameters)
+    rows_matched(session, _acceptance(len(message_ids)), parameters)
 
 
 @lru_cache(maxsize=64)
@@ -240,6 +240,12 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
         failed = {"reason": _UNANSWERED, "settled_at": now} if status is _S.FAILED else {}
         _move(session, ids, status, over, leased_until=None, **failed)
     return bool(rows)
+
+
+def has_unanswered(session: Session, broadcast_id: int) -> bool:
+    """Return whether the mail service gave no answer for some deliveries, whose leases have not ended yet."""
+    unanswered = select(Delivery.id).where(_in(broadcast_id, _S.SENDING), Delivery.lease.is_(None))
+    return session.execute(unanswered.limit(1)).first() is not None
 
 
 def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
@@ -350,13 +356,10 @@ def _unburnt() -> dict[str, Any]:
     return {"attempts": Delivery.attempts - 1, "lease": None, "leased_until": None}
 
 
-def _end(
-    session: Session, reasons: dict[int, Any], status: DeliveryStatus, now: datetime, *, lease: str | None = None
-) -> None:
+def _end(session: Session, reasons: dict[int, Any], status: DeliveryStatus, now: datetime, lease: str) -> None:
     if reasons:
-        held = Delivery.lease == lease if lease else Delivery.lease.is_not(None)
-        reason = case(reasons, value=Delivery.id)
-        _move(session, reasons, status, held, reason=reason, settled_at=now, lease=None, leased_until=None)
+        ended = {"reason": case(reasons, value=Delivery.id), "settled_at": now, "lease": None, "leased_until": None}
+        _move(session, reasons, status, Delivery.lease == lease, **ended)
 
 
 def _move(
@@ -365,11 +368,11 @@ def _move(
     status: DeliveryStatus,
     *conditions: ColumnElement[bool],
     **values: Any,
-) -> int:
-    """Change the status of those deliveries that may come to it; return how many did."""
+) -> None:
+    """Change the status of those deliveries that may come to it."""
     movable = [_among(delivery_ids), Delivery.status.in_(sorted(MOVES[status]))]
     move: Update = update(Delivery).where(*movable, *conditions)
-    return rows_matched(session, move.values(status=status, **values))
+    rows_matched(session, move.values(status=status, **values))
 
 
 def _among(delivery_ids: Collection[int]) -> ColumnElement[bool]:

@@ -9,6 +9,8 @@ by a factor, which recovers by itself.
 
 Some accounts may make one bulk call a second only. All senders take turns at it then, and what it holds is taken off
 the rate of the calls with one recipient each.
+
+Rates are recipients a second. Instants, such as `now`, are seconds since 1970 by the database's clock.
 """
 
 from __future__ import annotations
@@ -194,7 +196,7 @@ def needs_account(session: Session, *, now: float, at_once: bool = False) -> boo
     `at_once` is for who asks in any case: whatever is sent from now on is not in the answer.
     """
     known_for = case((Pace.granted_rate.is_(None), UNKNOWN_SECONDS), else_=KNOWN_SECONDS)
-    due = true() if at_once else Pace.asked_at < now - known_for
+    due = true() if at_once else ~Pace.asked_at.between(now - known_for, now + _WRONG_CLOCK_SECONDS)
     return rows_matched(session, update(Pace).where(due).values(asked_at=now)) > 0
 
 
@@ -220,9 +222,12 @@ def asked_at(session: Session) -> datetime:
 
 
 def absent_since(session: Session, now: datetime) -> datetime | None:
-    """Return when a sender was last at work, 1970 for never, if none is running now; each asks about the account."""
+    """Return when a sender was last at work, 1970 for never, if none is running now; each asks about the account.
+
+    A time that is still to come is what a wrong clock has left: a running sender corrects it at once.
+    """
     last = asked_at(session)
-    return last if (now - last).total_seconds() > ABSENT_SECONDS else None
+    return None if -_WRONG_CLOCK_SECONDS <= (now - last).total_seconds() <= ABSENT_SECONDS else last
 
 
 def is_account_known(session: Session) -> bool:

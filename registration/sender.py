@@ -31,7 +31,7 @@ from .messages import Message
 from .models import BroadcastStatus
 from .pacing import BulkTurn
 from .tokens import Tokens
-from .trouble import ALL_IS_WELL, UNANSWERED, Trouble
+from .trouble import ALL_IS_WELL, Trouble
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
@@ -82,9 +82,9 @@ class Sender:
 
     sessions: sessionmaker[Session]
     mailer: Mailer
-    rate_limit: float = math.inf
-    ip_retention: timedelta = timedelta(days=90)
-    tokens: Tokens | None = None
+    rate_limit: float
+    ip_retention: timedelta
+    tokens: Tokens
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -103,7 +103,7 @@ class Sender:
         self._settled = GroupCommit(self._write_down)
         self._timetable = Timetable()
         self._housekeeper = Housekeeper(self.sessions, ip_retention=self.ip_retention)
-        self._confirmations = self.tokens and ConfirmationSender(
+        self._confirmations = ConfirmationSender(
             self.sessions, self.mailer, self.tokens, self.rate_limit, self.stopping
         )
         self._message_of = lru_cache(maxsize=8)(self._load_message)
@@ -163,8 +163,7 @@ class Sender:
                 self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
                 self._flow.are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
         tended = [self._tend(work) for work in self._work]
-        if self._confirmations:
-            self._confirmations.send(now, BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
+        self._confirmations.send(now, BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
         self._housekeeper.work(now)
         return any(tended)
 
@@ -396,7 +395,6 @@ class Sender:
             elif advice.slow_down and not was_one_too_many:
                 pacing.slow_down(session, now=self._clock.time().timestamp())
             elif advice.rest_seconds:
-                broadcasts.explain(session, call.broadcast_id, reason=UNANSWERED)
                 pacing.back_off(session, advice.rest_seconds, now=self._clock.time().timestamp())
 
     def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:

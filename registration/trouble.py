@@ -14,7 +14,6 @@ MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 4.0, 30.0
 """How long all senders rest after two calls in a row without an answer, twice as long after each more, and at most."""
-UNANSWERED = "The mail service does not answer. All sending rests for a while before each new try."
 _ALL_REFUSED = (
     "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
     "The service's log has its code."
@@ -43,7 +42,7 @@ class Trouble:
     def judge(self, outcomes: Sequence[Outcome], now: float) -> Advice:
         """Return what to do after a call; `now` is in seconds of a clock that only goes forward."""
         verdicts = {outcome.verdict for outcome in outcomes}
-        reasons = self._held(outcomes), self._out_of_reach(outcomes, now), self._all_refused(outcomes)
+        reasons = _first_reason(outcomes, Verdict.HELD), self._out_of_reach(outcomes, now), self._all_refused(outcomes)
         hold = next((reason for reason in reasons if reason is not None), None)
         if hold is not None:
             self._refused = 0
@@ -54,9 +53,6 @@ class Trouble:
             slow_down=bool(verdicts & {Verdict.THROTTLED, Verdict.UNREACHED}),
             rest_seconds=min(rest, LONGEST_REST_SECONDS),
         )
-
-    def _held(self, outcomes: Sequence[Outcome]) -> str | None:
-        return _first_reason(outcomes, Verdict.HELD)
 
     def _out_of_reach(self, outcomes: Sequence[Outcome], now: float) -> str | None:
         reason = _first_reason(outcomes, Verdict.UNREACHED)

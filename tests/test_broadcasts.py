@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Barrier, Event
 from typing import Any
 
@@ -174,17 +174,19 @@ def test_of_simultaneous_requests_each_key_names_its_own_broadcast_ever_after(ap
 
 @pytest.mark.parametrize("how", [{"idempotency_key": "a"}, {"resend": True}])
 @pytest.mark.parametrize("message", [MESSAGE, messages.compose("Update now", "There is a hole.", "<p>Update</p>")])
-@pytest.mark.parametrize("whom", [Audience(), Audience(parse_range("<8"), include_unknown=True, seen_since=NOW)])
+@pytest.mark.parametrize("whom", [Audience(), Audience(parse_range("<8"), include_unknown=False, seen_since=NOW)])
 def test_the_first_is_remembered_until_it_has_ended_though_the_same_was_sent_again_on_purpose(
     how: dict[str, Any], message: messages.Message, whom: Audience
 ) -> None:
-    factories.register(1)
+    (email,) = factories.register(1)
+    factories.install(email, "7.0.3", last_seen_at=LATER)
     first = start(message, whom=whom)
-    commit(broadcasts.pause, first)
+    commit(broadcasts.cancel, first)  # which a sender has to end
     end(start(message, now=LATER, whom=whom, **how))
 
     later = LATER + 2 * broadcasts.REPEAT
-    assert repeats(message, now=later, whom=replace(whom, seen_since=None)) == first
+    for now in (LATER, later):
+        assert repeats(message, now=now, whom=replace(whom, seen_since=None)) == first
     other = start(OTHER, now=later, whom=whom)
     end(first)
     assert start(message, now=later, whom=whom) > other
@@ -303,19 +305,28 @@ def test_one_that_waits_for_another_says_so() -> None:
 
 
 def test_one_that_nobody_sends_says_so() -> None:
-    nothing = "No sender has been at work {}, so nothing is sent. The operator has to start one."
-    ended, going, paused = start(OTHER), filled(1), filled(1)
+    nothing = "No sender has been at work {}, so nothing happens. If it stays so, the operator has to start one."
+    know(Account(sending_rate=10.0))
+    ended, going, paused, cancelled = start(OTHER), filled(1), filled(1), filled(1)
     commit(broadcasts.pause, paused)
+    commit(broadcasts.cancel, cancelled)
 
     def reasons() -> list[str | None]:
-        return [progress(one).reason for one in (ended, going, paused)]
+        assert progress(ended).reason is None
+        assert progress(paused).reason == broadcasts.PAUSED_BY_HAND
+        return [progress(one).reason for one in (going, cancelled)]
 
-    assert reasons() == [None, nothing.format("yet"), broadcasts.PAUSED_BY_HAND]
+    factories.put_sender_to_work(datetime.fromtimestamp(0, UTC))
+    assert reasons() == [nothing.format("yet")] * 2
     factories.put_sender_to_work(NOW - timedelta(seconds=pacing.ABSENT_SECONDS))
-    assert reasons() == [None, None, broadcasts.PAUSED_BY_HAND]
+    assert reasons() == [None, None]
+    assert progress(going).expected_end is not None
     factories.put_sender_to_work(NOW - timedelta(seconds=pacing.ABSENT_SECONDS + 1))
     since = f"since {NOW - timedelta(seconds=pacing.ABSENT_SECONDS + 1):%Y-%m-%d %H:%M} UTC"
-    assert reasons() == [None, nothing.format(since), broadcasts.PAUSED_BY_HAND]
+    assert reasons() == [nothing.format(since)] * 2
+    assert progress(going).expected_end is None
+    factories.put_sender_to_work(LATER)
+    assert "No sender" in str(reasons()[0])
     settle(claim(going), ACCEPTED)
     assert progress(going).rate > 0
     assert reasons()[1] is None
@@ -329,19 +340,17 @@ def test_one_that_is_held_up_says_that_nobody_sends_it_when_it_should_have_gone_
     assert "No sender" in str(progress(held, now=NOW + broadcasts.HOLD).reason)
 
 
-def test_why_nothing_leaves_is_told_until_something_does() -> None:
+def test_one_that_got_no_answer_says_so_rather_than_that_it_waits_and_until_something_leaves() -> None:
     factories.put_sender_to_work(NOW)
-    first, second = filled(2), filled(1)
-    commit(broadcasts.pause, second)
+    first, second = filled(2), filled(2)
     for broadcast_id in (first, second):
-        commit(broadcasts.explain, broadcast_id, reason="It does not answer.")
-    assert [progress(one).reason for one in (first, second)] == ["It does not answer.", broadcasts.PAUSED_BY_HAND]
+        settle(claim(broadcast_id, limit=1), UNKNOWN)
+    assert all("no answer" in str(progress(one).reason) for one in (first, second))
 
-    settle(claim(first, limit=1), ACCEPTED)
-    assert progress(first).reason is None
-    settle(claim(first), ACCEPTED)
-    assert commit(broadcasts.finish, first, NOW)
-    assert progress(first, now=LATER).reason is None
+    settle(claim(second, limit=1), ACCEPTED)
+    assert progress(second).reason is None
+    commit(broadcasts.pause, first)
+    assert progress(first).reason == broadcasts.PAUSED_BY_HAND
 
 
 def test_how_long_it_takes_is_not_known_where_there_is_no_limit_and_none_was_sent_of_late() -> None:
@@ -389,7 +398,7 @@ def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
     factories.put_sender_to_work(NOW + broadcasts.HOLD)
     (work,) = commit(broadcasts.underway, NOW + broadcasts.HOLD)
     assert work.broadcast_id == broadcast_id
-    resumed = progress(broadcast_id)
+    resumed = progress(broadcast_id, NOW + broadcasts.HOLD)
     assert (resumed.status, resumed.reason, resumed.resume_at) == (BroadcastStatus.SENDING, None, None)
 
 
@@ -476,6 +485,7 @@ def test_a_paused_broadcast_can_be_cancelled() -> None:
 
     commit(broadcasts.cancel, broadcast_id)
 
+    factories.put_sender_to_work(NOW)
     cancelled = progress(broadcast_id)
     assert (cancelled.status, cancelled.reason) == (BroadcastStatus.CANCELLED, None)
 
@@ -918,6 +928,7 @@ def test_a_forecast_heeds_the_daily_quota() -> None:
 
 def know(account: Account) -> None:
     commit(pacing.remember_account, account)
+    factories.put_sender_to_work(NOW)
 
 
 def test_the_expected_end_follows_from_what_is_left_and_the_rate() -> None:
@@ -977,6 +988,7 @@ def test_the_end_of_a_broadcast_that_is_held_up_is_expected_too() -> None:
 
     took = timedelta(days=1, seconds=20 / (10.0 * pacing.HEADROOM))
     assert progress(broadcast_id).expected_end == NOW + broadcasts.HOLD + took
+    factories.put_sender_to_work(LATER)
     assert progress(broadcast_id, LATER).expected_end == LATER + took
     commit(broadcasts.pause, broadcast_id)
     assert progress(broadcast_id).expected_end is None
@@ -1103,3 +1115,15 @@ def test_broadcasts_are_listed_newest_first_a_page_at_a_time() -> None:
     second = commit(broadcasts.page, before=first[-1], limit=3)
 
     assert [*first, *second] == ids[::-1]
+
+
+def test_the_end_of_a_cancelled_broadcast_ends_no_other() -> None:
+    broadcast_id, other = filled(1), filled(1)
+    for each in (broadcast_id, other):
+        commit(broadcasts.cancel, each)
+    commit(broadcasts.cancel_rest, broadcast_id, NOW)
+
+    assert commit(broadcasts.finish, broadcast_id, NOW)
+
+    assert progress(other).finished_at is None
+    assert [work.broadcast_id for work in commit(broadcasts.underway, NOW)] == [other]

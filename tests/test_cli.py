@@ -245,6 +245,7 @@ def test_ctrl_c_tells_what_becomes_of_the_broadcast(
 ) -> None:
     with application.app_context():
         factories.register(1)
+        factories.put_sender_to_work()
         broadcast_id = factories.start_broadcast()
         more = {"reason": "The quota is used up.", "now": datetime.now(UTC)} if step == "hold" else {}
         if step:

@@ -586,6 +586,7 @@ def test_the_end_of_a_broadcast_that_needs_days_is_told(application: Flask, clie
     with application.app_context():
         factories.register(30)
         commit(pacing.remember_account, Account(10.0, daily_quota=10, sent_last_day=10))
+        factories.put_sender_to_work()
 
     answer = post(client, **NOTICE)
 
@@ -601,6 +602,7 @@ def test_a_broadcast_that_is_held_up_tells_when_it_goes_on(application: Flask, c
     with application.app_context():
         commit(pacing.remember_account, Account(10.0, daily_quota=10, sent_last_day=10))
         commit(broadcasts.hold, broadcast_id, reason="The quota is used up.", now=now)
+        factories.put_sender_to_work()
 
     told = get(client, f"/{broadcast_id}").json
 

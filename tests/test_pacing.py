@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
@@ -15,6 +16,7 @@ from sqlalchemy.orm import sessionmaker
 
 from registration import pacing
 from registration.db import db
+from registration.mailers import Account
 from registration.models import Pace
 from registration.pacing import BulkTurn
 
@@ -279,3 +281,29 @@ def test_of_senders_that_ask_at_the_same_moment_one_gets_the_bulk_turn(scarce: s
 
 def test_a_factor_lowered_in_the_future_is_no_lower() -> None:
     assert pacing.recovered(0.5, -300) == 0.5
+
+
+def test_a_sender_that_runs_is_never_taken_for_absent_and_one_that_stopped_is_after_two_minutes(
+    sessions: sessionmaker,
+) -> None:
+    with sessions.begin() as session:
+        pacing.remember_account(session, Account(10.0))
+        asked = []
+        for second in range(0, 600, 5):
+            asked += [second] if pacing.needs_account(session, now=NOW + second) else []
+            assert pacing.absent_since(session, at(second + 4)) is None
+
+        assert pacing.absent_since(session, at(asked[-1] + 120)) is None
+        assert pacing.absent_since(session, at(asked[-1] + 121)) == at(asked[-1])
+
+
+def test_a_time_to_come_that_a_wrong_clock_has_left_counts_for_absent_and_is_corrected(sessions: sessionmaker) -> None:
+    with sessions.begin() as session:
+        assert pacing.needs_account(session, now=NOW + 3600)
+        assert pacing.absent_since(session, at(0)) is not None
+        assert pacing.needs_account(session, now=NOW)
+        assert pacing.absent_since(session, at(0)) is None
+
+
+def at(second: float) -> datetime:
+    return datetime.fromtimestamp(NOW + second, UTC)

@@ -24,7 +24,6 @@ from registration import sender as sender_module
 from registration.broadcasts import Progress
 from registration.clock import Clock
 from registration.db import db
-from registration.flow import RESTING_SECONDS
 from registration.housekeeping import Timetable
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -709,7 +708,10 @@ def test_a_clock_that_is_put_right_in_mid_broadcast_makes_no_lease_run_out(
     assert looks == [timedelta(0), timedelta(hours=1), timedelta(hours=-1)]
 
 
-def test_a_machine_that_slept_takes_nothing_of_its_own_for_over(scripted: Sender, mailer: ScriptedMailer) -> None:
+def test_a_machine_that_slept_takes_nothing_of_its_own_for_over(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "LATE_SECONDS", 60.0)
     factories.register(2)
     broadcast_id = factories.start_broadcast()
     commit(ledger.fill, broadcast_id)
@@ -848,18 +850,17 @@ def test_a_mail_service_that_cannot_be_reached_for_long_is_told_as_the_reason(
     assert figures.resume_at is not None
 
 
-def test_a_mail_service_that_does_not_answer_is_told_as_the_reason_while_all_rest(scripted: Sender) -> None:
+def test_calls_without_an_answer_are_told_as_the_reason_until_they_are_tried_again(
+    scripted: Sender, mailer: ScriptedMailer
+) -> None:
     broadcast_id = ledgers.filled(4)
+    mailer.script = [always(Verdict.UNKNOWN)]
     scripted.look()
-    call = Call(broadcast_id, ledger.Batch("one", []), 0.0)
-    reasons = []
-    for _ in range(2):
-        scripted._heed(call, [Outcome(Verdict.UNKNOWN)] * 2)
-        reasons.append(progress(broadcast_id).reason)
+    scripted._carry_out(scripted._claim_lot()[0])
 
-    assert reasons == [None, trouble.UNANSWERED]
-    assert progress(broadcast_id).status is BroadcastStatus.SENDING
-    assert commit(pacing.free_in, rate=10.0, now=time.time()) > RESTING_SECONDS
+    assert "no answer" in str(progress(broadcast_id).reason)
+    assert commit(ledger.expire, broadcast_id, datetime.now(UTC) + ledger.LEASE + timedelta(seconds=1))
+    assert progress(broadcast_id).reason is None
 
 
 def test_trouble_from_before_a_time_without_work_is_forgotten(scripted: Sender) -> None:
