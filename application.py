@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from click import ClickException, get_current_context
 from flask import Flask
+from flask.cli import ScriptInfo
 from flask_migrate import upgrade
 from werkzeug.serving import make_server
 
@@ -121,7 +122,7 @@ Ctrl-C stops it.
     )
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the application for others is made: each mode makes its own
     sys.exit(main(sys.argv[1:]))
 
 
@@ -129,9 +130,10 @@ def _create() -> Flask:
     """Build what others import.
 
     The flask command tells wrong settings without a traceback, and it alone heeds DEVELOPMENT: a server that others
-    reach never does. It answers on standard output, so its log lines go to standard error.
+    reach never does, and no Celery worker. It answers on standard output, so its log lines go to standard error.
     """
-    by_command = get_current_context(silent=True) is not None
+    command = get_current_context(silent=True)
+    by_command = command is not None and command.find_object(ScriptInfo) is not None
     try:
         settings = config.read(development=None if by_command else False)
         return create_application(settings, log_to=sys.stderr if by_command else sys.stdout)

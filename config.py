@@ -32,7 +32,7 @@ that waits has none."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _HOST_AND_PORT = re.compile(r"([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
-_RESERVED_DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mysql+pymysql", "mariadb+pymysql": "mysql+pymysql"}
+_DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mysql+pymysql", "mariadb+pymysql": "mysql+pymysql"}
 
 
 class ConfigurationError(Exception):
@@ -204,7 +204,6 @@ class Config:
         default=False,
         meaning="Development defaults for all of the above; "
         "`python application.py --dev` sets it. Never in production.",
-        development=True,
     )
 
 
@@ -291,7 +290,7 @@ def _database_url(text: str, problems: list[str]) -> str:
     except (ArgumentError, ValueError):
         problems.append("DB_CONN_STR must be a URL such as mysql+pymysql://user:password@host/registration.")
         return text
-    driver = _RESERVED_DRIVERS.get(url.drivername, url.drivername)
+    driver = _DRIVERS.get(url.drivername, url.drivername)
     if driver not in {"mysql+pymysql", "sqlite"}:
         problems.append("DB_CONN_STR must begin with mysql+pymysql:// or sqlite:///.")
     if not url.database:
@@ -356,7 +355,7 @@ def _missing(config: Config) -> list[str]:
 def _weaknesses(config: Config) -> list[str]:
     problems = _weaknesses_of_pin(config.SECRET_PIN)
     if config.PUBLIC_URL.startswith("http://"):
-        problems.append("PUBLIC_URL must begin with https:// and name a host.")
+        problems.append("PUBLIC_URL must begin with https://.")
     keys = [key.strip() for key in config.TOKEN_KEYS.split(",")]
     if DEVELOPMENT_KEY in keys:
         problems.append("TOKEN_KEYS holds the development key, which everybody can read. Choose another.")

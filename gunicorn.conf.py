@@ -15,7 +15,7 @@ workers = 2
 threads = WEB_THREADS  # a broadcast holds one while it waits; of the rest, the more wait together the fewer the commits
 
 timeout = 60  # of a worker's heartbeat, not of a request
-graceful_timeout = 55  # a broadcast waits up to 45 seconds; systemd kills whatever is left after 90
+graceful_timeout = 55  # a broadcast waits 45 seconds, up to 50 if set so; systemd kills whatever is left after 90
 keepalive = 75  # longer than nginx keeps an idle connection, so that it never reuses one that is being closed
 
 limit_request_line = 8190  # as much as nginx lets through

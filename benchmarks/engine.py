@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 ROUNDS = 9
 """Many short rounds rather than a few long ones: whatever else the machine does then hits both alike."""
 PLAIN_MESSAGES, ENGINE_MESSAGES = 500, 10_000
+TOKENS = Tokens(["a key of at least thirty-two characters"], "https://reg.example.org")
 MESSAGE = messages.compose("OpenEMR 7.0.3 (2) closes a hole", "Please update today.\n" * 50)
 SENDER = "notices@example.org"
 
@@ -124,8 +125,7 @@ def _create_plain_client(url: str) -> Any:
 def create_mailer(url: str) -> SesMailer:
     """Build what the service sends with, for the stand-in, and connect it."""
     os.environ["AWS_ENDPOINT_URL_SESV2"] = url
-    tokens = Tokens(["a key of at least thirty-two characters"], "https://reg.example.org")
-    letterhead = factories.letterhead(opt_out_url=tokens.opt_out_url)
+    letterhead = factories.letterhead(opt_out_url=TOKENS.opt_out_url)
     mailer = SesMailer(partial(make_client, "us-east-1", "test", "test"), letterhead)
     mailer.client()
     return mailer
@@ -150,7 +150,7 @@ def send_with_engine(mailer: SesMailer, sessions: sessionmaker[Session]) -> None
 
 def send(mailer: SesMailer, sessions: sessionmaker[Session], broadcast_id: int) -> int:
     """Send a broadcast that has started, as the service does it; return how many messages were sent."""
-    with sender_thread(sender := Sender(sessions, mailer)):
+    with sender_thread(sender := Sender(sessions, mailer, math.inf, timedelta(days=90), TOKENS)):
         until(lambda: sender.has_work)
         until(lambda: not sender.has_work, math.inf)
     with sessions.begin() as session:

@@ -21,7 +21,7 @@ from .models import ConfirmationMail, ConfirmationRequest, Registration, Registr
 from .tokens import Tokens
 
 INTERVAL = timedelta(days=1)
-"""Between two mails to one address."""
+"""Between two mails to one mailbox."""
 LATER = timedelta(minutes=1)
 """When a mail is tried again that the mail service would not take yet."""
 SAID_NO = (RegistrationStatus.OPTED_OUT, RegistrationStatus.COMPLAINED)
@@ -71,7 +71,7 @@ def are_due(session: Session, now: datetime) -> bool:
 def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list[Confirmation]:
     """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends.
 
-    A mail whose mailbox had one within a day is put off.
+    A mail whose mailbox had one within a day is put off, or dropped if another already waits for the next.
     """
     due = (
         select(Registration.id, Registration.product_id, Registration.email)

@@ -47,7 +47,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator
 
 AUTOCOMMIT, ROWS = "autocommit", "rows"
 CONNECT_SECONDS = 3
@@ -124,16 +124,12 @@ class UuidBytes(TypeDecorator[uuid.UUID]):
 class Names(TypeDecorator[StrEnum]):
     """One of the names of an enumeration, as ASCII text."""
 
-    impl = String(16)
+    impl = ascii_string(16)
     cache_ok = True
 
     def __init__(self, names: type[StrEnum]) -> None:
         super().__init__()
         self.names = names
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
-        """Return the type of an ASCII text."""
-        return dialect.type_descriptor(ascii_string(16))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
         """Return the member of the enumeration."""
@@ -223,7 +219,10 @@ def _was_dead(error: DBAPIError, begun: float) -> bool:
 
 
 def rows_matched(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:
-    """Execute an UPDATE and return how many rows it was about. Objects that the session has loaded do not see it."""
+    """Execute an UPDATE or DELETE and return how many rows it was about.
+
+    Objects that the session has loaded do not see it.
+    """
     unseen = {"synchronize_session": False}
     return cast("CursorResult[Any]", session.execute(statement, parameters, execution_options=unseen)).rowcount
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from disposable_email_domains import blocklist
 from dns.exception import DNSException
-from dns.resolver import NXDOMAIN, NoAnswer, Resolver
+from dns.resolver import NXDOMAIN, Resolver
 
 from .addresses import Address
 from .errors import InvalidEmailException
@@ -72,7 +72,7 @@ class MailServers:
             records = self._resolver.resolve(f"{domain}.", "MX", lifetime=DNS_SECONDS)
         except NXDOMAIN:
             return False
-        except (NoAnswer, DNSException, OSError):
+        except (DNSException, OSError):
             return True
         return any(record.exchange.to_text() != "." for record in records)
 

@@ -1,4 +1,4 @@
-"""All that is known of an address: what its owner has the right to be told (GDPR article 15)."""
+"""All that is known of an address: what a subject access request asks for (GDPR article 15)."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 class RegistrationError(Exception):
     """The request could not be carried out."""
 
-    def __init__(self, detail: str | None = None) -> None:
+    def __init__(self, detail: str | None = None, *, retry_after: timedelta | None = None) -> None:
         super().__init__(detail or type(self).__doc__)
+        self.retry_after = retry_after
 
 
 class InvalidEmailException(RegistrationError):
@@ -23,10 +24,6 @@ class AlreadyRegisteredException(RegistrationError):
 class TooManyRegistrationsException(RegistrationError):
     """There were too many registrations in the last minute. Try again in a minute."""
 
-    def __init__(self, detail: str | None = None, *, retry_after: timedelta = timedelta()) -> None:
-        super().__init__(detail)
-        self.retry_after = retry_after
-
 
 class InvalidSecretPinException(RegistrationError):
     """The secret pin is wrong."""
@@ -34,10 +31,6 @@ class InvalidSecretPinException(RegistrationError):
 
 class TooManyAttemptsException(RegistrationError):
     """There were too many wrong secret pins. Wait before you try again."""
-
-    def __init__(self, detail: str | None = None, *, retry_after: timedelta = timedelta()) -> None:
-        super().__init__(detail)
-        self.retry_after = retry_after
 
 
 class InvalidEmailMessageException(RegistrationError):

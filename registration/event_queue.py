@@ -200,7 +200,7 @@ def make_client(region: str, access_id: str, secret_key: str) -> Any:
     """
     return boto3.Session().client(
         "sqs",
-        region_name=region or None,
+        region_name=region,
         aws_access_key_id=access_id or None,
         aws_secret_access_key=secret_key or None,
         config=ClientConfig(

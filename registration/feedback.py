@@ -78,7 +78,7 @@ class Event:
     `is_withheld` is true of a bounce or complaint that repeats an earlier one: the address is on the account's
     suppression list, so the message was not sent, and the service does not count it against the account
     (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is our tag, None
-    without one, and so is the beginning of the `product` id, which the versions before did not give;
+    without one, and `product` the beginning of the product id, empty where a version before did not give it;
     `recipients` are the addresses that it is about, as it writes them.
     """
 
@@ -364,8 +364,8 @@ def _give_effect(session: Session, matches: Sequence[_Match], now: datetime) -> 
     told: dict[Feedback | None, list[_Line]] = defaultdict(list)
     for event, delivery in matched:
         told[event.feedback].append(delivery)
+    lost = [match.event for match in matches if match.delivery is None or match.delivery.registration_id in erased]
     for status, feedback in ((_S.COMPLAINED, _F.COMPLAINED), (_S.BOUNCED, _F.HARD_BOUNCE)):
-        lost = [match.event for match in matches if match.delivery is None or match.delivery.registration_id in erased]
         strangers = [event for event in lost if event.feedback is feedback]
         keys = {key for event in strangers for key in map(_key, event.recipients) if key is not None}
         _suppress(session, {delivery.registration_id for delivery in told[feedback]}, keys, status)

@@ -14,11 +14,11 @@ from collections.abc import Collection
 from . import pacing
 
 AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
-"""How far ahead instants are reserved, for what the rate allows in how much time at once: what is claimed leaves within
-both together, and a pause takes no longer."""
+"""A call is claimed at most the first before it may leave, and one claim takes what the rate allows in the second. So a
+pause takes effect within the sum of both."""
 RESTING_SECONDS = 2 * (AHEAD_SECONDS + LOT_SECONDS)
-"""From how far away the next free instant means that all senders rest, because claims made ahead do not explain it; at
-less than two recipients a second they may."""
+"""If the next free instant is further away than this, all senders rest. Below two recipients a second it may be only
+claims made ahead."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
@@ -114,7 +114,10 @@ class Flow:
         self._apart_until = time.monotonic() + APART_SECONDS
 
     def departure(self, due_at: float, messages: int) -> float:
-        """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows."""
+        """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows.
+
+        In seconds of `time.monotonic`, as `due_at` is.
+        """
         spacing = messages * pacing.HEADROOM / self.steady_rate
         with self._turn:
             self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)

@@ -38,7 +38,8 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     """Return the message for a title, contents and, where somebody has written it, HTML.
 
     Raises InvalidEmailMessageException when the title is not 1 to 200 characters on one line, the contents
-    not 1 to 100,000 characters of text, or the HTML not 1 to 200,000. Control characters are refused: a line break
+    not 1 to 100,000 characters of text, or the HTML not 1 to 200,000; for an encoded word in the title, a lost
+    character (U+FFFD), and contents that are only a file's name. Control characters are refused: a line break
     in a title would start another header (RFC 5322 section 2.2), and NUL is not allowed in mail at all (section 4). So
     is HTML that would hide the footer with the opt-out link. A byte order mark at the beginning, as some editors write
     it into a file, is left out.

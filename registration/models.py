@@ -263,7 +263,7 @@ class BroadcastRequest(Base):
 
 
 class WrongPin(Base):
-    """One wrong secret pin, remembered for a quarter of an hour."""
+    """One wrong secret pin, remembered for a quarter of an hour; `ip_address` is the network that it came from."""
 
     __tablename__ = "wrong_pin"
     __table_args__ = (Index(None, "created_at"), _TABLE)

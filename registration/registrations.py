@@ -40,7 +40,6 @@ from .windows import Window
 Row = dict[str, Any]
 ALONE_SECONDS = 1.0
 """How long the rows of a group begin to be tried alone: less than one of them may wait for a lock."""
-_ERASED = RegistrationStatus.ERASED
 _INSERT = insert(Registration)
 _KNOWN_MAILBOXES = union_all(
     erasures.NOTED, select(Variation.mailbox).where(Variation.mailbox.in_(bindparam("mailboxes", expanding=True)))

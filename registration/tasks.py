@@ -20,7 +20,7 @@ from .sender import Sender
 
 QUEUE, TASK = "registration", "registration.send"
 SLICE_SECONDS = 20.0
-"""With the calls in flight well under the time after which SQS gives a message to another worker: 30, unless set."""
+"""With the calls in flight well under the time after which SQS gives a message to another worker, see TRANSPORT."""
 SWEEP_SECONDS = EXPIRE_SECONDS = 5.0
 SETTINGS = {
     "task_default_queue": QUEUE,

@@ -40,7 +40,7 @@ class Tokens:
             for salt in ("opt-out", "confirmation")
         )
         self._erasure_keys = [hmac.digest(key.encode(), b"erasure", "sha256") for key in reversed(keys)]
-        self._public_url = public_url.rstrip("/")
+        self._public_url = public_url
 
     def opt_out_url(self, product_id: uuid.UUID) -> str:
         """Return the address of the opt-out page of a registration; it does not expire."""

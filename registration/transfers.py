@@ -75,18 +75,18 @@ class Tally:
         self.refused.append((number, reason))
 
 
-def takes_off(cells: Mapping[str, str | None]) -> bool:
+def takes_off(cells: Mapping[str, str]) -> bool:
     """Return whether a line takes its address off the list."""
-    return STATUSES.get((cells.get("status") or "").strip().lower()) in consent.OFF
+    return STATUSES.get(cells.get("status", "").strip().lower()) in consent.OFF
 
 
-def parse(number: int, cells: Mapping[str, str | None], *, now: datetime, check: Check) -> Line:
+def parse(number: int, cells: Mapping[str, str], *, now: datetime, check: Check) -> Line:
     """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now.
 
     Without a time of its own an installation was last seen when the address was registered. Of a line that takes its
     address off the list, that counts, and what else in it cannot be read is left out.
     """
-    texts = {name: (cells.get(name) or "").strip() for name in COLUMNS}
+    texts = {name: cells.get(name, "").strip() for name in COLUMNS}
     if (name := texts["status"].lower() or RegistrationStatus.ACTIVE.value) not in STATUSES:
         raise RefusedLineError(f"The status must be one of: {', '.join(STATUSES)}.")
     is_off = takes_off(texts)

@@ -1,4 +1,7 @@
-"""Trials: a message to one address before it goes to everybody. Nothing of them is written into the ledger."""
+"""Trials, which the API calls tests: a message to one address before it goes to everybody.
+
+Nothing of them is written into the ledger.
+"""
 
 from __future__ import annotations
 

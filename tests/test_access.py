@@ -64,6 +64,11 @@ def test_the_pin_as_bearer_token_lets_in(build: Callable[..., FlaskClient], sche
     assert (response.status_code, response.text) == (200, "welcome, ann")
 
 
+def test_blanks_before_the_pin_are_no_part_of_it(build: Callable[..., FlaskClient]) -> None:
+    """RFC 9110 section 11.4 lets a client write several."""
+    assert build().get("/guarded/ann", headers={"Authorization": f"Bearer  {PIN}"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "pin", ["correct=horse, battery=staple", "abcdefgh==", '"quoted pin"', "pin&pin%41+pin", "d\u00e9j\u00e0 vu \u2603"]
 )

@@ -25,6 +25,7 @@ from urllib.request import urlopen
 import click
 import pytest
 from flask import Flask
+from flask.cli import ScriptInfo
 from flask_migrate import upgrade
 from sqlalchemy import select, update
 
@@ -405,13 +406,21 @@ def test_a_web_server_is_never_one_for_development(as_if_for_development: None) 
 
 
 def test_the_flask_command_may_be_for_development(as_if_for_development: None) -> None:
-    with click.Context(click.Command("flask")):
+    with click.Context(click.Command("flask"), obj=ScriptInfo()):
         application = importlib.import_module("application").application
 
     try:
         assert application.config["DEVELOPMENT"] is True
     finally:
         dispose(application)
+
+
+def test_a_celery_worker_is_never_one_for_development(as_if_for_development: None) -> None:
+    with (
+        click.Context(click.Command("celery"), obj=object()),
+        pytest.raises(config.ConfigurationError, match="SECRET_PIN"),
+    ):
+        importlib.import_module("application")
 
 
 def test_the_settings_decide_where_events_come_from(

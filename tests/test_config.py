@@ -101,7 +101,7 @@ def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> Non
         "DEVELOPMENT must be true or false.",
         "IP_RETENTION_DAYS must be a whole number.",
         "MAILER must be one of: ses, outbox.",
-        "PUBLIC_URL must begin with https:// and name a host.",
+        "PUBLIC_URL must begin with https://.",
         "SECRET_PIN must have at least 8 characters.",
         "SENDING_RATE must be a number.",
         "TOKEN_KEYS must hold keys of at least 32 characters, with commas between them.",
@@ -315,7 +315,7 @@ def test_the_public_url_is_the_beginning_of_links(url: str, taken: str) -> None:
     assert taken == read.PUBLIC_URL
     assert factories.letterhead(public_url=read.PUBLIC_URL).link(None) == f"{taken}/opt-out/test"
     assert problems(COMPLETE | {"PUBLIC_URL": url.lower().replace("https", "http", 1)}) == [
-        "PUBLIC_URL must begin with https:// and name a host."
+        "PUBLIC_URL must begin with https://."
     ]
 
 

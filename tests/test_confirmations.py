@@ -14,16 +14,17 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import sessionmaker
 
-from registration import addresses, confirmations, counting, feedback, services
+from registration import addresses, confirmations, consent, counting, feedback, services
 from registration.db import AUTOCOMMIT, db
 from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
-from registration.models import ConfirmationMail, Registration, RegistrationStatus, SoftBounce
+from registration.models import ConfirmationMail, ConfirmationRequest, Registration, RegistrationStatus, SoftBounce
 from registration.sender import Sender
 from registration.tokens import Tokens
 
 from . import factories, ses_events
 from .inbox import Inbox
+from .people import NOW
 from .stepping import work
 
 S = RegistrationStatus
@@ -576,3 +577,30 @@ class TestWithConfirmation:
         (text,) = inbox.texts()
         client.post(link_in(text))
         assert client.get("/api/registration/unique").json == {"count": 3, "confirmed": 3}
+
+
+def test_who_waits_for_another_mailbox_takes_nobodys_place(application: Flask) -> None:
+    emails = ["ann+1@example.org", "ann+2@example.org", "ann+3@example.org", "bob@example.org"]
+    with application.app_context():
+        factories.register_as(*emails, status=S.UNCONFIRMED)
+
+        def ask(email: str, now: datetime = NOW) -> None:
+            with db.engines[AUTOCOMMIT].connect() as connection:
+                confirmations.request(connection, email, now)
+
+        def take() -> None:
+            confirmations.take(db.session(), NOW, tokens=services.current().tokens, limit=10)
+            db.session.commit()
+
+        for email in emails[:2]:
+            ask(email)
+            take()
+        consent.opt_out(db.session(), addresses.normalise(emails[1]))
+        db.session.commit()
+        ask(emails[3], NOW + timedelta(minutes=1))
+        ask(emails[2])
+        take()
+
+        those = Registration.id.in_(select(ConfirmationRequest.registration_id))
+        waiting = select(Registration.email).where(those).order_by(Registration.id)
+        assert db.session.execute(waiting).scalars().all() == emails[2:]

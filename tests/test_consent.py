@@ -176,3 +176,13 @@ def test_erasing_what_was_never_registered_erases_the_note_that_an_attempt_left(
 
     assert erased == [False, False, False, True]
     assert db.session.execute(select(Variation.email_key)).scalars().all() == ["ann+2@example.org"]
+
+
+def test_who_is_taken_off_voids_the_confirmation_that_is_under_way_to_him_and_no_other() -> None:
+    one, other = factories.register(2, status=S.OPTED_OUT)
+    db.session.execute(update(Registration).values(confirmation_sent_at=NOW))
+
+    assert consent.suppress(db.session(), one, S.OPTED_OUT)
+
+    links = [ConfirmationLink(factories.product_id(email), NOW) for email in (one, other)]
+    assert [consent.is_confirmable(db.session(), link) for link in links] == [False, True]

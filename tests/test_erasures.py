@@ -253,3 +253,17 @@ def test_of_two_simultaneous_erasures_of_an_address_one_counts() -> None:
     assert sorted(counted) == [False, False, False, True]
     with db.engine.connect() as connection:
         assert counting.count(connection) == 2
+
+
+def test_an_erasure_takes_the_count_before_anything_else_as_an_import_does() -> None:
+    [email] = factories.register()
+    statements: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    erase(email)
+    event.remove(db.engine, "before_cursor_execute", note)
+
+    assert statements[0].startswith("UPDATE registration_count")

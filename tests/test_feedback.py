@@ -15,9 +15,9 @@ import pytest
 from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from registration import addresses, consent, feedback, ledger, services
 from registration.db import db
@@ -730,3 +730,13 @@ def test_of_two_who_take_an_event_at_once_the_key_fails_one(monkeypatch: pytest.
         take(event)
 
     assert len(events()) == 1
+
+
+def test_an_event_does_not_wait_for_those_of_other_registrations() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has one writer at a time")
+    first, second = (ses_events.delivery(line.id) for line in ledgers.lines(sent(2)))
+    with Session(db.engine) as one, Session(db.engine) as other:
+        other.execute(text("SET innodb_lock_wait_timeout = 0"))
+        for session, event in ((one, first), (other, second)):
+            feedback.take(session, [event], NOW)

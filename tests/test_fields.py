@@ -34,7 +34,7 @@ FORM = "application/x-www-form-urlencoded"
 
 def read(**arguments: Any) -> Fields:
     """Read the fields of a request that has the arguments of Werkzeug's EnvironBuilder."""
-    environ = EnvironBuilder(method="POST", **arguments).get_environ()
+    environ = EnvironBuilder(**{"method": "POST"} | arguments).get_environ()
     return Fields(Request(environ), unreadable=InvalidEmailException)
 
 
@@ -337,3 +337,10 @@ def test_gunicorn_reads_a_chunked_body_of_exactly_512_kib_and_not_a_byte_more(gu
 
     assert b"InvalidEmailException" in post_chunks(gunicorn, "", chunk(body) + b"0\r\n\r\n")
     assert post_chunks(gunicorn, "", chunk(body + b"x") + b"0\r\n\r\n").startswith(b"HTTP/1.1 413 ")
+
+
+def test_the_body_of_a_get_means_nothing() -> None:
+    fields = read(method="GET", data={"email": "ann@example.org"}, query_string={"limit": "1"})
+
+    assert "email" not in fields
+    assert fields.text("limit") == "1"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger
@@ -339,17 +339,6 @@ def test_an_acceptance_counts_whatever_became_of_the_delivery_meanwhile_and_nobo
     assert statuses(broadcast_id)["sent"] == 2
 
 
-def test_a_throttled_answer_does_not_take_back_what_another_sender_has_claimed_since() -> None:
-    broadcast_id = filled(1)
-    batch = claim(broadcast_id)
-    commit(ledger.expire, broadcast_id, AFTER_LEASE)
-    claim(broadcast_id, lease="two", now=AFTER_LEASE)
-
-    settle(batch, THROTTLED)
-
-    assert statuses(broadcast_id) == {"sending": 1}
-
-
 def test_simultaneous_senders_claim_each_delivery_once_without_an_error(application: Flask) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -410,3 +399,38 @@ def test_a_claim_does_not_wait_for_another_that_is_not_committed_yet() -> None:
     assert not {recipient.delivery_id for recipient in first.recipients} & {
         recipient.delivery_id for recipient in second.recipients
     }
+
+
+def test_the_attempts_of_senders_that_died_do_not_count() -> None:
+    broadcast_id = filled(1)
+    for _ in range(ledger.MOST_ATTEMPTS):
+        assert claim(broadcast_id) is not None
+        assert commit(ledger.expire, broadcast_id, AFTER_LEASE)
+
+    settle(claim(broadcast_id), UNKNOWN)
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+
+    assert statuses(broadcast_id) == {"queued": 1}
+
+
+def test_nobody_waits_for_another_who_fills_the_same_ledger() -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has one writer at a time")
+    factories.register(1)
+    broadcast_id = factories.start_broadcast()
+    with Session(db.engine) as one, Session(db.engine) as other:
+        other.execute(text("SET innodb_lock_wait_timeout = 1"))
+        assert [ledger.fill(session, broadcast_id) for session in (one, other)] == [True, False]
+
+
+@pytest.mark.parametrize("outcome", [REFUSED, THROTTLED, UNKNOWN])
+def test_who_has_lost_a_lease_leaves_the_delivery_to_who_holds_it_now(outcome: Outcome) -> None:
+    broadcast_id = filled(1)
+    late = claim(broadcast_id)
+    commit(ledger.expire, broadcast_id, AFTER_LEASE)
+    claim(broadcast_id, lease="other", now=AFTER_LEASE)
+
+    settle(late, outcome)
+
+    (delivery,) = lines(broadcast_id)
+    assert (delivery.status, delivery.lease) == (DeliveryStatus.SENDING, "other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import pytest
 from flask import Flask
@@ -140,3 +141,15 @@ def test_ten_clinics_in_a_minute_are_fine_and_a_script_with_a_thousand_is_not(
 def application_with(request: pytest.FixtureRequest) -> Callable[[], Flask]:
     """Build the application after the test has changed its settings."""
     return lambda: request.getfixturevalue("application")
+
+
+def test_who_is_refused_is_told_when_the_minute_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(limits.time, "time", lambda: now)
+    counter = Limits(per_network=10, altogether=0)
+    assert admitted(counter, 10) == 10
+
+    now += 20
+    with pytest.raises(TooManyRegistrationsException) as caught:
+        counter.admit("192.0.2.1")
+    assert caught.value.retry_after == timedelta(seconds=40)

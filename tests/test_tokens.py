@@ -16,7 +16,7 @@ from registration.tokens import CONFIRMATION_LIFETIME, LONGEST_TOKEN, Tokens
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 OLD, NEW = "an old key of thirty-two characters", "a new key of thirty-two characters"
 PRODUCT_ID = uuid.UUID("a30ebf9e-ad64-42dc-8f20-5834c6ef63d7")
-TOKENS = Tokens([OLD], "https://reg.example.org/")
+TOKENS = Tokens([OLD], "https://reg.example.org")
 SECOND = timedelta(seconds=1)
 
 

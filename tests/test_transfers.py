@@ -115,9 +115,8 @@ def test_two_imports_wait_for_each_other(application: Flask) -> None:
     with application.app_context():
         if db.engine.dialect.name != "mysql":
             pytest.skip("SQLite has one writer at a time anyway")
-        line: Any = parse()
-        transfers.take_in(db.session(), [line], is_erased=lambda *_: set())
+        transfers.take_in(db.session(), [parse()], is_erased=lambda *_: set())
         with Session(db.engine) as other:
             other.execute(text("SET innodb_lock_wait_timeout = 0"))
             with pytest.raises(OperationalError, match="Lock wait timeout"):
-                transfers.take_in(other, [line], is_erased=lambda *_: set())
+                transfers.take_in(other, [parse(email="bob@example.org")], is_erased=lambda *_: set())

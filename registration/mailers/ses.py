@@ -231,7 +231,7 @@ class SesMailer:
             return [Outcome(verdict, reason=reason)] * len(recipients)
 
     def client(self) -> SESV2Client:
-        """Return the client. Made at its first use: boto3 looks for credentials then, and judges what it cannot fetch.
+        """Return the client. Made at its first use: boto3 looks for credentials then. `judge` knows what it raises.
 
         That can take seconds, so whoever waited for another thread's attempt shares its failure.
         """
@@ -414,11 +414,11 @@ def _judge_rejection(text: str, sender: str) -> tuple[Verdict, str]:
     send, too: "Sending suspended for this account", "Sending paused for this account".
     """
     for state, judgement in (("suspended", _SUSPENDED), ("paused", _PAUSED)):
-        if f"sending {state}" in text.lower():
+        if f"sending {state}" in text:
             return judgement
-    if "not verified" not in text.lower():
+    if "not verified" not in text:
         return _REFUSED
-    named = _ADDRESS.findall(text.lower())
+    named = _ADDRESS.findall(text)
     return _SANDBOX if named and sender.lower() not in named else _NOT_VERIFIED
 
 

@@ -25,7 +25,6 @@ from ..errors import (
     MailServiceBusyException,
     MailServiceRefusedException,
     RegistrationError,
-    RepeatedBroadcastException,
     TooManyAttemptsException,
     TooManyRegistrationsException,
     UnknownBroadcastException,
@@ -42,7 +41,6 @@ STATUS = {
     ForgedLinkException: 404,
     UnknownBroadcastException: 404,
     AlreadyRegisteredException: 409,
-    RepeatedBroadcastException: 409,
     ExpiredLinkException: 410,
     UnsupportedInputException: 415,
     IdempotencyKeyException: 422,
@@ -88,7 +86,7 @@ def _refuse(error: RegistrationError) -> Response:
     response = problem(STATUS[type(error)], name, str(error), kind=kind)
     if response.status_code == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TooManyAttemptsException | TooManyRegistrationsException):
+    if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after.total_seconds())))
     return response
 

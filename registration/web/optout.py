@@ -20,6 +20,7 @@ from ..models import RegistrationStatus
 from ..outage import expect_few_rows
 from ..tokens import LONGEST_TOKEN, ConfirmationLink
 from . import access
+from .errors import STATUS
 
 bp = Blueprint("optout", __name__)
 
@@ -165,7 +166,7 @@ def style() -> ResponseReturnValue:
 def refuse_forged(_: ForgedLinkException) -> ResponseReturnValue:
     """Say in a friendly way that a link is not one of ours."""
     text = gettext("It may have been cut off. Copy the whole link from the mail, and try again.")
-    return _answer(Page(gettext("This link does not work"), text), 404)
+    return _answer(Page(gettext("This link does not work"), text), STATUS[ForgedLinkException])
 
 
 @bp.errorhandler(ExpiredLinkException)
@@ -175,7 +176,7 @@ def refuse_expired(_: ExpiredLinkException) -> ResponseReturnValue:
         "A link to confirm works once, within seven days, and not after you opted out or got a newer one. "
         "Register again to get another one."
     )
-    return _answer(Page(gettext("This link has expired"), text), 410)
+    return _answer(Page(gettext("This link has expired"), text), STATUS[ExpiredLinkException])
 
 
 def _language() -> str:
