@@ -153,7 +153,7 @@ def test_one_that_has_not_ended_is_sent_again_all_the_same_when_that_is_asked_fo
     second = start(now=LATER, resend=True)
 
     assert second != first
-    assert repeats(now=LATER + timedelta(days=30)) == second
+    assert repeats(now=LATER + timedelta(days=30)) == first
     assert start(now=LATER + broadcasts.RESEND, resend=True) not in (first, second)
 
 
@@ -163,13 +163,15 @@ def test_of_simultaneous_requests_each_key_names_its_own_broadcast_ever_after(ap
     def ask(key: str) -> Callable[[Session], int]:
         return lambda session: broadcasts.start(session, MESSAGE, NOW, idempotency_key=key)
 
+    first = 0
     for number in range(5):
         keys = [f"{number} a", f"{number} b"]
         started = at_once(application, [ask(key) for key in keys])
 
         assert len(set(started)) == 2
         assert [repeats(idempotency_key=key) for key in keys] == started
-        assert repeats() in started
+        first = first or min(started)
+        assert repeats() == first
 
 
 @pytest.mark.parametrize("how", [{"idempotency_key": "a"}, {"resend": True}])
@@ -329,7 +331,7 @@ def test_one_that_nobody_sends_says_so() -> None:
     assert "No sender" in str(reasons()[0])
     settle(claim(going), ACCEPTED)
     assert progress(going).rate > 0
-    assert reasons()[1] is None
+    assert reasons()[0] is None
 
 
 def test_one_that_is_held_up_says_that_nobody_sends_it_when_it_should_have_gone_on() -> None:

@@ -413,6 +413,7 @@ def _judge_rejection(text: str, sender: str) -> tuple[Verdict, str]:
     SES checks the recipient too while the account is in the sandbox. It rejects what an account sends that may not
     send, too: "Sending suspended for this account", "Sending paused for this account".
     """
+    text = text.lower()
     for state, judgement in (("suspended", _SUSPENDED), ("paused", _PAUSED)):
         if f"sending {state}" in text:
             return judgement
