@@ -368,11 +368,13 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
     counts = _counts(session, broadcast_id, broadcast.recipients, filled=filled)
     remaining = _remaining(counts)
     rate = ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0
+    reason = _reason(session, broadcast, rate, now)
+    is_unknown = reason == _UNANSWERED
     return Progress(
         broadcast_id=broadcast_id,
         title=broadcast.title,
         status=broadcast.status,
-        reason=_reason(session, broadcast, rate, now),
+        reason=reason,
         urgent=broadcast.urgent,
         versions=broadcast.versions,
         recipients=sum(counts.values()),
@@ -381,7 +383,7 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         created_at=broadcast.created_at,
         finished_at=broadcast.finished_at,
         resume_at=broadcast.resume_at,
-        expected_end=_expected_end(session, broadcast, remaining, now, rate_limit, rate),
+        expected_end=None if is_unknown else _expected_end(session, broadcast, remaining, now, rate_limit, rate),
         **{status.value: counts[status] for status in ledger.FINAL},
     )
 

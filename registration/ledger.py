@@ -22,6 +22,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     text,
     update,
@@ -243,9 +244,14 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
 
 
 def has_unanswered(session: Session, broadcast_id: int) -> bool:
-    """Return whether the mail service gave no answer for some deliveries, whose leases have not ended yet."""
-    unanswered = select(Delivery.id).where(_in(broadcast_id, _S.SENDING), Delivery.lease.is_(None))
-    return session.execute(unanswered.limit(1)).first() is not None
+    """Return whether the mail service gave no answer for some deliveries that are still to be settled.
+
+    Every other attempt that came to nothing is taken off, and who is to be tried again is the next in the queue.
+    """
+    is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1)
+    sending = select(Delivery.id).where(_in(broadcast_id, _S.SENDING), is_unanswered).limit(1)
+    following = select(Delivery.attempts).where(_in(broadcast_id, _S.QUEUED)).order_by(Delivery.id).limit(1)
+    return session.execute(sending).first() is not None or bool(session.execute(following).scalar())
 
 
 def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:

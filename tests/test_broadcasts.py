@@ -32,7 +32,7 @@ from registration.models import (
 from registration.versions import parse_range
 
 from . import factories
-from .ledgers import ACCEPTED, NOW, REFUSED, UNKNOWN, claim, commit, filled, lines, settle, statuses
+from .ledgers import ACCEPTED, AFTER_LEASE, NOW, REFUSED, UNKNOWN, claim, commit, filled, lines, settle, statuses
 
 LATER = NOW + timedelta(hours=1)
 NEXT_DAY = NOW + broadcasts.REPEAT
@@ -345,9 +345,17 @@ def test_one_that_is_held_up_says_that_nobody_sends_it_when_it_should_have_gone_
 def test_one_that_got_no_answer_says_so_rather_than_that_it_waits_and_until_something_leaves() -> None:
     factories.put_sender_to_work(NOW)
     first, second = filled(2), filled(2)
-    for broadcast_id in (first, second):
-        settle(claim(broadcast_id, limit=1), UNKNOWN)
+    know(Account(sending_rate=10.0))
+    batches = [claim(broadcast_id, limit=1) for broadcast_id in (first, second)]
+    assert progress(first).reason is None
+    for batch in batches:
+        settle(batch, UNKNOWN)
     assert all("no answer" in str(progress(one).reason) for one in (first, second))
+    assert commit(ledger.expire, first, AFTER_LEASE)
+    assert "no answer" in str(progress(first).reason)
+    assert progress(first).expected_end is None
+    assert claim(first, limit=1) is not None
+    assert "no answer" in str(progress(first).reason)
 
     settle(claim(second, limit=1), ACCEPTED)
     assert progress(second).reason is None

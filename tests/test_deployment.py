@@ -320,6 +320,7 @@ def test_nginx_leaves_the_answer_to_a_body_that_is_too_large_to_the_application(
         ("203.0.113.9", "203.0.113.9"),
         ("ann@example.org, 203.0.113.9", "203.0.113.9"),
         ("6.6.6.6,2001:db8::1", "2001:db8::1"),
+        ("[2001:db8::1]:4711", "[2001:db8::1]:4711"),
         ("ann@example.de", None),
     ],
 )
