@@ -120,8 +120,8 @@ def start(
     or one whose broadcast has not ended: with an idempotency key, one with the same key; without, any with the same
     message to the same versions. `resend` sends it again, if the last `resend` was not just before. The same key with
     another message or other versions raises IdempotencyKeyException
-    (draft-ietf-httpapi-idempotency-key-header). Of simultaneous requests one starts the broadcast, because only one
-    can insert the name of the request.
+    (draft-ietf-httpapi-idempotency-key-header). Of simultaneous requests with one name (the key, or else the message
+    and `resend`) one starts the broadcast, because only one can insert it.
     """
     fingerprint = _fingerprint(message, whom)
     if idempotency_key is None and not resend:
@@ -368,13 +368,12 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
     counts = _counts(session, broadcast_id, broadcast.recipients, filled=filled)
     remaining = _remaining(counts)
     rate = ledger.recent_rate(session, broadcast_id, now) if broadcast.status is _S.SENDING else 0.0
-    reason = _reason(session, broadcast, rate, now)
-    is_unknown = reason == _UNANSWERED
+    obstacle = _obstacle(session, broadcast, rate, now)
     return Progress(
         broadcast_id=broadcast_id,
         title=broadcast.title,
         status=broadcast.status,
-        reason=reason,
+        reason=obstacle or broadcast.reason or (None if rate else _waits_for(session, broadcast)),
         urgent=broadcast.urgent,
         versions=broadcast.versions,
         recipients=sum(counts.values()),
@@ -383,20 +382,20 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
         created_at=broadcast.created_at,
         finished_at=broadcast.finished_at,
         resume_at=broadcast.resume_at,
-        expected_end=None if is_unknown else _expected_end(session, broadcast, remaining, now, rate_limit, rate),
+        expected_end=None if obstacle else _expected_end(session, broadcast, remaining, now, rate_limit, rate),
         **{status.value: counts[status] for status in ledger.FINAL},
     )
 
 
-def _reason(session: Session, broadcast: Broadcast, rate: float, now: datetime) -> str | None:
-    """Return why a broadcast does not move, if it does not."""
-    if rate:
+def _obstacle(session: Session, broadcast: Broadcast, rate: float, now: datetime) -> str | None:
+    """Return what keeps a broadcast from moving, nobody knows for how long: no sender, or no answers."""
+    if rate or not _is_due(broadcast, now):
         return None
-    if _is_due(broadcast, now) and (since := pacing.absent_since(session, now)) is not None:
+    if (since := pacing.absent_since(session, now)) is not None:
         return _NO_SENDER.format(f"since {since:%Y-%m-%d %H:%M} UTC" if since.year > 1970 else "yet")
-    if broadcast.status is not _S.SENDING:
-        return broadcast.reason
-    return _UNANSWERED if ledger.has_unanswered(session, broadcast.id) else _waits_for(session, broadcast)
+    if broadcast.status is _S.SENDING and ledger.has_unanswered(session, broadcast.id):
+        return _UNANSWERED
+    return None
 
 
 def _is_due(broadcast: Broadcast, now: datetime) -> bool:
@@ -410,7 +409,7 @@ def _waits_for(session: Session, broadcast: Broadcast) -> str | None:
     """Return why a broadcast that is sending does not move, if another goes first."""
     before = select(Broadcast.id, Broadcast.urgent).where(Broadcast.status == _S.SENDING, _goes_before(broadcast))
     query = before.order_by(Broadcast.urgent.desc(), Broadcast.id).limit(1)
-    if (first := session.execute(query).one_or_none()) is None:
+    if broadcast.status is not _S.SENDING or (first := session.execute(query).one_or_none()) is None:
         return None
     return f"It waits: broadcast {first.id} goes first." + ("" if first.urgent else " An urgent one would not wait.")
 
@@ -432,12 +431,11 @@ def _expected_end(
 ) -> datetime | None:
     """Return when those who remain will have been sent to, after the broadcasts that go first; None if nobody knows.
 
-    Nobody does before the mail service has told its rate, or without a sender; `rate`, that of late, counts where the
-    service has none.
+    Nobody does before the mail service has told its rate; `rate`, that of late, counts where it has none.
     """
     if broadcast.status is not _S.SENDING and broadcast.resume_at is None:
         return None
-    if remaining and (not pacing.is_account_known(session) or pacing.absent_since(session, now)):
+    if remaining and not pacing.is_account_known(session):
         return None
     messages = remaining + _ahead_of(session, broadcast) if remaining else 0
     begin = max(now, broadcast.resume_at or now)

@@ -100,6 +100,13 @@ def application(make_application: Callable[[str], Flask], database_url: str) -> 
 
 
 @pytest.fixture
+def in_context(application: Flask) -> Iterator[None]:
+    """The application's context around a test."""
+    with application.app_context():
+        yield
+
+
+@pytest.fixture
 def client(application: Flask) -> FlaskClient:
     return application.test_client()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from flask import Flask
 from sqlalchemy import select
 
 from registration import audiences, broadcasts, ledger, messages
@@ -18,11 +17,7 @@ from registration.versions import parse_range
 from . import factories
 from .ledgers import NOW, commit, lines
 
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
+pytestmark = pytest.mark.usefixtures("in_context")
 
 
 CLINICS = {

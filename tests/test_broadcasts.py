@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,17 +34,13 @@ from registration.versions import parse_range
 from . import factories
 from .ledgers import ACCEPTED, AFTER_LEASE, NOW, REFUSED, UNKNOWN, claim, commit, filled, lines, settle, statuses
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 LATER = NOW + timedelta(hours=1)
 NEXT_DAY = NOW + broadcasts.REPEAT
 MESSAGE = messages.compose("Update now", "There is a hole.")
 OTHER = messages.compose("Update now", "There is another hole.")
 RACERS = 6
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def start(message: messages.Message = MESSAGE, now: datetime = NOW, **how: Any) -> int:

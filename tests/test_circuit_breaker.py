@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from flask import Flask
 from sqlalchemy import select, update
 
 from registration import broadcasts, circuit_breaker, feedback
@@ -17,13 +15,9 @@ from registration.models import Broadcast, BroadcastStatus, Delivery, Feedback
 from . import ledgers, ses_events
 from .ledgers import NOW, commit, filled
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 LATER = NOW + timedelta(hours=1)
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def sending(accepted: int, *, queued: int = 1, **told: int) -> int:

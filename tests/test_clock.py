@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from flask import Flask
 
 from registration import clock
 from registration.clock import STEP, Clock
 from registration.db import db
 
 from .ledgers import commit
+
+pytestmark = pytest.mark.usefixtures("in_context")
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -39,12 +39,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(clock, "time", machine)
     return machine
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def test_the_databases_clock_is_this_machines_when_it_runs_here() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -33,13 +33,9 @@ from .inbox import Inbox
 from .ledgers import commit
 from .stepping import work
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 S = RegistrationStatus
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def ask(number: int) -> None:

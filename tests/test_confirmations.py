@@ -27,13 +27,9 @@ from .inbox import Inbox
 from .people import NOW
 from .stepping import work
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 S = RegistrationStatus
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
 
 
 def status(email: str) -> RegistrationStatus:

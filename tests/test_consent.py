@@ -21,13 +21,9 @@ from registration.tokens import ConfirmationLink
 from . import factories
 from .people import erase, register
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
 
 
 def opt_out(session: Session, key: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,13 +19,9 @@ from registration.models import Registration, RegistrationCount
 
 from . import factories
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def test_the_count_is_exact_at_any_moment() -> None:

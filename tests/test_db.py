@@ -36,17 +36,9 @@ from registration.models import Registration, RegistrationStatus, WrongPin
 
 from . import failing
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
-
-
-def url() -> str:
-    return db.engine.url.render_as_string(hide_password=False)
 
 
 def store(created_at: datetime) -> Registration:
@@ -155,7 +147,9 @@ def test_nobody_waits_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [CONNECT_SECONDS]
 
 
-def test_a_connection_with_certificates_of_authorities_is_encrypted_with_the_right_host_or_is_none() -> None:
+def test_a_connection_with_certificates_of_authorities_is_encrypted_with_the_right_host_or_is_none(
+    database_url: str,
+) -> None:
     engine = create_engine(**engine_options("mysql+pymysql://root@host/none?ssl_ca=" + DEFAULT_CA_BUNDLE, pool_size=1))
     arguments: dict[str, Any] = {}
 
@@ -170,7 +164,7 @@ def test_a_connection_with_certificates_of_authorities_is_encrypted_with_the_rig
     assert connection.ctx.check_hostname
     assert connection.ctx.verify_mode is ssl.CERT_REQUIRED
     if db.engine.dialect.name == "mysql":  # which speaks no TLS here
-        here = make_url(url()).set(query={"ssl_ca": DEFAULT_CA_BUNDLE}).render_as_string(hide_password=False)
+        here = make_url(database_url).set(query={"ssl_ca": DEFAULT_CA_BUNDLE}).render_as_string(hide_password=False)
         with pytest.raises(OperationalError, match="SSL"):
             create_engine(**engine_options(here, pool_size=1)).connect()
 

@@ -6,7 +6,6 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from flask import Flask
 from sqlalchemy import insert, literal, select, update
 
 from registration import confirmations, dossiers
@@ -16,13 +15,9 @@ from registration.models import Delivery, Feedback, Registration, RegistrationSt
 from . import factories
 from .ledgers import ACCEPTED, NOW, claim, filled, settle
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 DUE = datetime(2026, 11, 25, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
 
 
 def test_of_an_address_that_is_not_registered_nothing_is_known() -> None:

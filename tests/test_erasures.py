@@ -23,13 +23,9 @@ from registration.tokens import Tokens
 from . import factories
 from .people import erase, register
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
 
 
 def statuses() -> list[S]:

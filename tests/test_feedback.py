@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -39,6 +39,8 @@ from . import factories, ledgers, people, ses_events
 from .conftest import empty
 from .ledgers import NOW, commit
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 _F, _S = Feedback, RegistrationStatus
 KINDS = {
     "delay": (ses_events.delay, _F.DELAYED),
@@ -49,12 +51,6 @@ KINDS = {
     "hard bounce": (ses_events.bounce, _F.HARD_BOUNCE),
     "complaint": (ses_events.complaint, _F.COMPLAINED),
 }
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def take(*bodies: str, now: datetime = NOW) -> None:

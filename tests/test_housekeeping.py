@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from flask import Flask
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -20,6 +18,8 @@ from registration.models import ConfirmationMail, FeedbackEvent, Registration, R
 from . import factories, failing
 from .ledgers import commit
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -31,12 +31,6 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 @pytest.fixture

@@ -32,11 +32,7 @@ from .ledgers import (
     statuses,
 )
 
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
+pytestmark = pytest.mark.usefixtures("in_context")
 
 
 def test_the_ledger_holds_every_active_registration_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import pytest
 from babel.messages.extract import extract_from_file
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
-from flask import Flask
 from flask.testing import FlaskClient
 from markupsafe import escape
 from sqlalchemy import event, func, insert, select, update
@@ -32,14 +31,10 @@ from registration.web import headers, optout
 
 from . import factories, failing
 
+pytestmark = pytest.mark.usefixtures("in_context")
+
 S = RegistrationStatus
 CATALOGUES = sorted((ROOT / "registration" / "translations").glob("*/LC_MESSAGES/messages.po"))
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
 
 
 def row() -> Registration:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pymysql
 import pytest
-from flask import Flask
 from pymysql.constants.CR import CR_SERVER_LOST
 from sqlalchemy import Connection, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
@@ -17,6 +16,8 @@ from sqlalchemy.orm import Session
 from registration import outage as outage_module
 from registration.db import CONNECT_SECONDS, STATEMENT_SECONDS, db, engine_options
 from registration.outage import AWAY_SECONDS, REFUSED_SECONDS, Outage, expect_few_rows
+
+pytestmark = pytest.mark.usefixtures("in_context")
 
 CLOCK_STARTS = 1000.0
 
@@ -29,16 +30,6 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
-
-
-def url() -> str:
-    return db.engine.url.render_as_string(hide_password=False)
 
 
 def test_a_database_that_refuses_connections_is_left_in_peace_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +78,13 @@ def test_a_database_that_is_slow_to_fail_is_left_in_peace_for_longer(monkeypatch
 
 
 def test_a_refusal_does_not_shorten_the_peace_after_an_answer_that_did_not_come(
+    database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
     clock, outage, asked = Clock(), Outage(), []
-    waiting, refused = (create_engine(**engine_options(url(), pool_size=1, seconds=1)) for _ in range(2))
+    waiting, refused = (create_engine(**engine_options(database_url, pool_size=1, seconds=1)) for _ in range(2))
     outage.watch(waiting)
     outage.watch(refused)
     monkeypatch.setattr(outage_module, "time", clock)
@@ -135,14 +127,14 @@ def test_a_database_that_listens_and_does_not_speak_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_connect(
-    monkeypatch: pytest.MonkeyPatch, *, quick: bool
+    database_url: str, monkeypatch: pytest.MonkeyPatch, *, quick: bool
 ) -> None:
     """Whichever of the engines waited for it. Connections that there are already stay."""
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
     monkeypatch.setattr(outage_module, "QUICK_SECONDS", 1 if quick else 0.5)
     outage = Outage()
-    waiting, other = (create_engine(**engine_options(url(), pool_size=2, seconds=1)) for _ in range(2))
+    waiting, other = (create_engine(**engine_options(database_url, pool_size=2, seconds=1)) for _ in range(2))
     outage.watch(waiting)
     outage.watch(other)
 
@@ -164,12 +156,13 @@ def test_after_a_quick_statement_that_was_not_answered_in_time_nobody_tries_to_c
 
 
 def test_a_session_that_expects_few_rows_waits_less_in_each_of_its_transactions_and_the_next_one_does_not(
+    database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
     monkeypatch.setattr(outage_module, "QUICK_SECONDS", 0.5)
-    engine = create_engine(**engine_options(url(), pool_size=1))
+    engine = create_engine(**engine_options(database_url, pool_size=1))
     Outage().watch(engine, ping=True)
     asleep = select(func.sleep(1))
 
@@ -191,12 +184,12 @@ def test_a_session_that_expects_few_rows_waits_less_in_each_of_its_transactions_
 
 @pytest.mark.parametrize("seconds", [0.25, 3])
 def test_where_few_rows_are_expected_a_shorter_limit_stays_and_a_longer_one_comes_back(
-    monkeypatch: pytest.MonkeyPatch, seconds: float
+    database_url: str, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
     monkeypatch.setattr(outage_module, "QUICK_SECONDS", 0.5)
-    engine = create_engine(**engine_options(url(), pool_size=1, seconds=seconds))
+    engine = create_engine(**engine_options(database_url, pool_size=1, seconds=seconds))
     Outage().watch(engine)
 
     with Session(engine) as quick:
@@ -207,10 +200,10 @@ def test_where_few_rows_are_expected_a_shorter_limit_stays_and_a_longer_one_come
     engine.dispose()
 
 
-def test_what_is_set_up_on_a_new_connection_has_to_be_as_quick_as_the_handshake() -> None:
+def test_what_is_set_up_on_a_new_connection_has_to_be_as_quick_as_the_handshake(database_url: str) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no handshake")
-    engine = create_engine(**engine_options(url(), pool_size=1))
+    engine = create_engine(**engine_options(database_url, pool_size=1))
     Outage().watch(engine)
     limits = []
     event.listen(engine, "connect", lambda connection, _: limits.append(connection._read_timeout))
@@ -226,11 +219,13 @@ def raw(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
 
 
-def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a server is going down, that would be the second dead one for SQLAlchemy, which then gives up."""
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no pings")
-    engine = create_engine(**engine_options(url(), pool_size=1))
+    engine = create_engine(**engine_options(database_url, pool_size=1))
     Outage().watch(engine, ping=True)
 
     def fail(*_: object, **__: object) -> None:
@@ -243,10 +238,10 @@ def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(monkeypat
     engine.dispose()
 
 
-def test_a_connection_that_was_cut_is_replaced_at_once() -> None:
+def test_a_connection_that_was_cut_is_replaced_at_once(database_url: str) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no connections to cut")
-    engine = create_engine(**engine_options(url(), pool_size=1))
+    engine = create_engine(**engine_options(database_url, pool_size=1))
     Outage().watch(engine, ping=True)
     numbers = []
     for _ in range(2):

@@ -27,11 +27,7 @@ from registration.registrations import InstallationReport, Registrar
 from . import factories
 from .people import IP_ADDRESS, NOW, register
 
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
+pytestmark = pytest.mark.usefixtures("in_context")
 
 
 def registrar() -> Registrar:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from flask import Flask
 from sqlalchemy import select
 
 from registration import versions
@@ -15,11 +14,7 @@ from registration.reports import InstallationReport, in_use
 
 from .people import NOW, register
 
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
+pytestmark = pytest.mark.usefixtures("in_context")
 
 
 def test_each_version_and_distribution_is_remembered_once_with_first_and_last_time_seen() -> None:

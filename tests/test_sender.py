@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -44,6 +43,8 @@ from . import factories, failing, ledgers
 from .ledgers import commit
 from .stepping import step, work
 from .waiting import until
+
+pytestmark = pytest.mark.usefixtures("in_context")
 
 ACCEPTED = Outcome(Verdict.ACCEPTED, message_id="0100-1")
 
@@ -76,12 +77,6 @@ class ScriptedMailer:
 @pytest.fixture
 def mailer() -> ScriptedMailer:
     return ScriptedMailer()
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 @pytest.fixture

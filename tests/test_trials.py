@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
-from flask import Flask
 
 from registration import messages, pacing, trials
 from registration.errors import MailServiceBusyException, MailServiceRefusedException, RegistrationError
@@ -14,6 +13,8 @@ from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
 
 from .ledgers import commit
+
+pytestmark = pytest.mark.usefixtures("in_context")
 
 MESSAGE = messages.compose("x" * messages.LONGEST_TITLE, "There is a hole.")
 
@@ -34,12 +35,6 @@ class OneAnswer:
 
     def account(self) -> Account | None:
         return None
-
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask) -> Iterator[None]:
-    with application.app_context():
-        yield
 
 
 def reserve(now: float, rate_limit: float = 10.0) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from flask import Flask
 from sqlalchemy import insert, select
 
 from registration import windows
@@ -12,11 +11,7 @@ from registration.models import Registration
 
 from . import factories
 
-
-@pytest.fixture(autouse=True)
-def _in_context(application: Flask):
-    with application.app_context():
-        yield
+pytestmark = pytest.mark.usefixtures("in_context")
 
 
 def register_with(*ids: int) -> None:
