@@ -359,6 +359,7 @@ def test_a_pin_that_is_no_text_is_answered_401(application: Flask, client: Flask
     response = client.post(BROADCAST, json={"secretPin": pin, **NOTICE})
 
     assert_problem(response, 401, "InvalidSecretPinException")
+    assert "The field `secretPin` " in response.json["detail"]
     assert not rows(application, Broadcast)
 
 

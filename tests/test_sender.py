@@ -590,7 +590,7 @@ def test_a_sender_that_is_to_end_does_not_hold_outcomes_for_ever(
 
 
 @pytest.fixture
-def leased_long_ago() -> None:
+def leased_long_ago(in_context: None) -> None:
     """A delivery that another sender took, and whose lease is over."""
     factories.register(1)
     broadcast_id = factories.start_broadcast()

@@ -80,4 +80,4 @@ def _given_pin() -> bytes:
     try:
         return fields.text("secretPin").strip().encode()
     except InvalidEmailMessageException as error:
-        raise InvalidSecretPinException from error
+        raise InvalidSecretPinException(str(error)) from error
