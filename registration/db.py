@@ -57,6 +57,8 @@ QUICK_SECONDS = 4
 SLOW_SECONDS = 0.5
 """A connection that fails later was waited for: the database hangs."""
 LOCK_SECONDS = 3
+RENEW_SECONDS = 300
+"""How old a connection may be when it is used: for so long one that only reads stays at a server that was replaced."""
 TRIES = 3
 _FAULTS = {BAD_FIELD_ERROR, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE}
 
@@ -237,7 +239,7 @@ def engine_options(
     transaction themselves. So does `autocommit`. Parameters stay out of error messages, because they hold addresses.
     """
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}
-    options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": 1800}
+    options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": RENEW_SECONDS}
     if autocommit or not careful:
         options["pool_reset_on_return"] = None
     if autocommit:

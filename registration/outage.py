@@ -7,6 +7,7 @@ from typing import Any
 
 import pymysql
 from pymysql.constants.CR import CR_CONN_HOST_ERROR
+from pymysql.constants.ER import OPTION_PREVENTS_STATEMENT
 from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -83,6 +84,17 @@ class Outage:
 def _restore_limit(connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
     """Let a connection take as long as its engine allows. PyMySQL has one limit for handshake, pings and statements."""
     connection._read_timeout = entry.info[_LIMIT]
+
+
+@event.listens_for(Engine, "handle_error")
+def _give_up_read_only_server(context: ExceptionContext) -> None:
+    """Give up the connections of a pool whose server lets nobody write any more: its name may lead to another by now.
+
+    Who connects in the seconds after a blue/green switchover may still be led to the old one, and would stay there
+    (https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/blue-green-deployments-switching.html).
+    """
+    if context.original_exception.args[:1] == (OPTION_PREVENTS_STATEMENT,):
+        context.is_disconnect = True
 
 
 @event.listens_for(Engine, "handle_error")

@@ -238,6 +238,26 @@ def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(
     engine.dispose()
 
 
+def test_a_server_that_lets_nobody_write_any_more_is_left_by_all_connections(database_url: str) -> None:
+    """The database's name may lead to another one by then, as after a blue/green switchover of Amazon RDS."""
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no connections to give up")
+    read_only = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'running with --read-only'"
+    engine = create_engine(**engine_options(database_url, pool_size=2))
+
+    def numbers() -> set[int]:
+        with engine.connect() as one, engine.connect() as other:
+            return {raw(connection).thread_id() for connection in (one, other)}
+
+    before = numbers()
+    assert numbers() == before
+    with pytest.raises(OperationalError, match="read-only"), engine.connect() as connection:
+        connection.exec_driver_sql(read_only)
+
+    assert numbers().isdisjoint(before)
+    engine.dispose()
+
+
 def test_a_connection_that_was_cut_is_replaced_at_once(database_url: str) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no connections to cut")
