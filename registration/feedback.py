@@ -23,6 +23,7 @@ from . import addresses, confirmations, ledger
 from .db import UtcDateTime, rows_matched
 from .errors import InvalidEmailException
 from .models import (
+    LONGEST_MESSAGE_ID,
     Delivery,
     DeliveryStatus,
     Feedback,
@@ -41,7 +42,6 @@ MOST_SOFT_BOUNCES = 5
 """Broadcasts that bounce for the moment, one after another, until an address counts as bounced."""
 ROWS_AT_ONCE = 500
 LONGEST_BODY = 262_144
-LONGEST_MESSAGE_ID = 128
 _LONGEST_ASIDE = 16_384
 _LARGEST_ID = 2**63 - 1
 _WORD = re.compile(r"""(?:&\#?\w{1,12};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)

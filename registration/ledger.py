@@ -33,7 +33,15 @@ from . import audiences, windows
 from .audiences import Audience
 from .db import UtcDateTime, rows_matched
 from .mailers import Outcome, Recipient, Verdict
-from .models import Broadcast, Delivery, DeliveryStatus, Feedback, Registration, RegistrationStatus
+from .models import (
+    LONGEST_MESSAGE_ID,
+    Broadcast,
+    Delivery,
+    DeliveryStatus,
+    Feedback,
+    Registration,
+    RegistrationStatus,
+)
 from .versions import parse_range
 
 LEASE = timedelta(seconds=60)
@@ -188,13 +196,15 @@ def accept(session: Session, message_ids: Mapping[int, str | None], now: datetim
     """Settle deliveries as sent, by their ids.
 
     An event of the mail service that carries a delivery's tag proves as much as the answer to the call. Both count
-    against whatever the delivery has become meanwhile: one that stayed cancelled would be mailed again by a retry.
+    against whatever the delivery has become meanwhile: one that stayed cancelled would be mailed again by a retry. An
+    id that does not fit is left out: what cannot be written down is sent again.
     """
     if not message_ids:
         return
     parameters: dict[str, Any] = {"now": now}
     for number, (delivery_id, message_id) in enumerate(message_ids.items()):
-        parameters[f"id_{number}"], parameters[f"message_id_{number}"] = delivery_id, message_id
+        fits = isinstance(message_id, str) and message_id.isascii() and len(message_id) <= LONGEST_MESSAGE_ID
+        parameters[f"id_{number}"], parameters[f"message_id_{number}"] = delivery_id, message_id if fits else None
     rows_matched(session, _acceptance(len(message_ids)), parameters)
 
 

@@ -23,6 +23,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from .db import LARGE_ID, Base, Names, UtcDateTime, UuidBytes, ascii_string
 
+LONGEST_MESSAGE_ID = 128
+"""Characters of ASCII in the mail service's id of a message; those of Amazon SES have 60."""
 _TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 
@@ -226,7 +228,7 @@ class Delivery(Base):
     attempts: Mapped[int] = mapped_column(SmallInteger)
     lease: Mapped[str | None] = mapped_column(ascii_string(32))
     leased_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    message_id: Mapped[str | None] = mapped_column(ascii_string(128))
+    message_id: Mapped[str | None] = mapped_column(ascii_string(LONGEST_MESSAGE_ID))
     reason: Mapped[str | None] = mapped_column(String(255))
     settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     feedback: Mapped[Feedback | None] = mapped_column(Names(Feedback))

@@ -21,7 +21,7 @@ from . import broadcasts, ledger, mailers, pacing
 from .broadcasts import Work
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
-from .db import is_deadlock
+from .db import code_of, is_deadlock
 from .flow import AHEAD_SECONDS, RESTING_SECONDS, Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
@@ -373,7 +373,8 @@ class Sender:
                 if is_deadlock(error):
                     continue
                 self._expire_from = time.monotonic() + GRACE_SECONDS
-                log.warning("outcomes could not be written down yet", extra={"calls": len(settled)})
+                trouble = {"error": type(error).__name__, "code": code_of(error)}
+                log.warning("outcomes could not be written down yet", extra={"calls": len(settled), **trouble})
                 time.sleep(TROUBLE_SECONDS)
             else:
                 return [None] * len(settled)

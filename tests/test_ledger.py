@@ -231,6 +231,18 @@ def test_outcomes_of_one_batch_are_kept_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize("message_id", ["x" * 129, "0100-\N{EN DASH}1"])
+def test_an_id_that_does_not_fit_keeps_no_outcome_from_being_written_down(message_id: str) -> None:
+    broadcast_id = filled(2)
+
+    settle(claim(broadcast_id), Outcome(Verdict.ACCEPTED, message_id), Outcome(Verdict.ACCEPTED, "x" * 128))
+
+    assert [(delivery.status.value, delivery.message_id) for delivery in lines(broadcast_id)] == [
+        ("sent", None),
+        ("sent", "x" * 128),
+    ]
+
+
 def test_an_unknown_outcome_lets_go_of_no_other_delivery_of_its_batch() -> None:
     broadcast_id = filled(3)
 

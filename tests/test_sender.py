@@ -559,7 +559,7 @@ def test_stopping_while_waiting_for_the_pace_gives_the_batch_back(scripted: Send
 
 
 def test_outcomes_survive_a_database_that_is_away_for_a_moment(
-    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     factories.register(1)
     broadcast_id = factories.start_broadcast()
@@ -571,6 +571,8 @@ def test_outcomes_survive_a_database_that_is_away_for_a_moment(
 
     assert progress(broadcast_id).sent == len(mailer.sent) == 1
     assert left == []
+    told = [record for record in caplog.records if record.message == "outcomes could not be written down yet"]
+    assert [(record.error, record.code) for record in told] == [("OperationalError", "gone")] * 2
 
 
 def gone(*_: object) -> None:
