@@ -484,6 +484,7 @@ def on_a_terminal(arguments: list[str], environment: dict[str, str]) -> tuple[st
     """Run a command on a terminal of its own, agree, press Ctrl-C in mid-send; return what was shown and the status."""
     pid, terminal_ = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by what a shell runs in the background, and inherited
         os.chdir(ROOT)
         command = [sys.executable, "-m", "flask", "--app", "application", "broadcast", *arguments]
         os.execve(command[0], command, environment)
