@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import broadcasts, ledger
@@ -442,3 +444,40 @@ def test_who_has_lost_a_lease_leaves_the_delivery_to_who_holds_it_now(outcome: O
 
     (delivery,) = lines(broadcast_id)
     assert (delivery.status, delivery.lease) == (DeliveryStatus.SENDING, "other")
+
+
+def test_no_database_chooses_another_way_to_the_next_delivery_of_a_status() -> None:
+    """MySQL 8.4 by itself goes through all that were sent before: 240 ms in place of one, with 900,000 of them."""
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite is given no hints")
+    broadcast_id = filled(2)
+    looks: list[Callable[[Session], object]] = [
+        lambda session: ledger.claim(session, broadcast_id, lease="one", limit=1, now=NOW),
+        lambda session: ledger.expire(session, broadcast_id, NOW),
+        lambda session: ledger.is_settled(session, broadcast_id),
+        lambda session: ledger.has_unanswered(session, broadcast_id),
+        lambda session: ledger.sent_since(session, broadcast_id, NOW),
+        lambda session: ledger.recent_rate(session, broadcast_id, NOW),
+        lambda session: ledger.queue_again(session, broadcast_id, NOW),
+        lambda session: ledger.lines(session, broadcast_id, status=DeliveryStatus.QUEUED, after=0, limit=1),
+        lambda session: ledger.cancel_rest(session, broadcast_id, NOW),
+    ]
+    for look in looks:
+        asked: list[str] = []
+        with Session(db.engine) as session, listening(asked):
+            look(session)
+        assert "FORCE INDEX (ix_delivery_broadcast_id_status_id)" in asked[0], asked
+
+
+@contextmanager
+def listening(asked: list[str]) -> Iterator[None]:
+    """Note the statements of the engine."""
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        asked.append(statement)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
