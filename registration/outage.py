@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import pymysql
-from pymysql.constants.CR import CR_CONN_HOST_ERROR
+from pymysql.constants.CR import CR_CONN_HOST_ERROR, CR_SSL_CONNECTION_ERROR
 from pymysql.constants.ER import OPTION_PREVENTS_STATEMENT
 from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, event
 from sqlalchemy.exc import InvalidatePoolError
@@ -18,7 +19,7 @@ from .db import CONNECT_SECONDS, QUICK_SECONDS, SLOW_SECONDS
 AWAY_SECONDS, REFUSED_SECONDS = 2.0, 0.5
 """How long nobody tries to connect: after a failure that was waited for, and after a quicker one, because getting ready
 for TLS is 45 ms of work for each connection."""
-_FEW_ROWS, _IS_NEW, _LIMIT = "few rows", "is new", "limit"
+_FEW_ROWS, _IS_NEW, _LIVED_AT, _LIMIT = "few rows", "is new", "lived at", "limit"
 """What a session, and what a connection of a pool, is remembered to be or to have."""
 
 
@@ -27,20 +28,23 @@ class Outage:
 
     After an attempt to connect that failed, or a ping or quick statement that was not answered in time, nobody tries to
     connect for a moment: requests would queue up behind a hanging database, each for as long as one may wait.
+
+    After any statement that was not answered in time, each older connection has to prove that it lives. A failover
+    leaves all of a pool dead without a word, and to find that out by statements would take minutes.
     """
 
     def __init__(self) -> None:
         self._ends_at = 0.0
+        self._doubted_at = -math.inf
 
     def watch(self, engine: Engine, *, ping: bool = False) -> None:
         """Let an engine fail fast.
 
-        With `ping`, a connection that is dead is noticed before it is used, and replaced. SQLAlchemy's own
-        `pool_pre_ping` would wait for that as long as for a statement.
+        With `ping`, a connection that is dead is noticed before it is used, and replaced, without a doubt too.
+        SQLAlchemy's own `pool_pre_ping` would wait for that as long as for a statement.
         """
         event.listen(engine, "do_connect", self._connect)
-        if ping:
-            event.listen(engine, "checkout", self._ping)
+        event.listen(engine, "checkout", self._ping if ping else self._ping_in_doubt)
         event.listen(engine, "checkout", _restore_limit)
         event.listen(engine, "handle_error", self._notice)
 
@@ -51,25 +55,38 @@ class Outage:
             raise pymysql.err.OperationalError(CR_CONN_HOST_ERROR, "The database was away a moment ago.")
         try:
             connection: Any = dialect.connect(*arguments, **{**named, "read_timeout": CONNECT_SECONDS})
-        except Exception:
+        except Exception as error:
             is_slow = time.monotonic() - begun > SLOW_SECONDS
             self._begin(AWAY_SECONDS if is_slow else REFUSED_SECONDS)
+            if isinstance(error, OSError):  # what PyMySQL raises before it tries
+                unread = f"The certificates of `ssl_ca` could not be read: {error}"
+                raise pymysql.err.OperationalError(CR_SSL_CONNECTION_ERROR, unread) from error
             raise
-        entry.info.update({_IS_NEW: True, _LIMIT: named["read_timeout"]})
+        entry.info.update({_IS_NEW: True, _LIVED_AT: time.monotonic(), _LIMIT: named["read_timeout"]})
         return connection
 
     def _ping(self, connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-        if entry.info.pop(_IS_NEW, False):
-            return
+        if not entry.info.pop(_IS_NEW, False):
+            self._ask(connection, entry)
+
+    def _ping_in_doubt(self, connection: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        if entry.info[_LIVED_AT] <= self._doubted_at:
+            self._ask(connection, entry)
+
+    def _ask(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        """Ask a connection whether it lives; if not, none of its pool that is as old is used again."""
         connection._read_timeout = CONNECT_SECONDS
         try:
             connection.ping(reconnect=False)
         except pymysql.err.Error as error:
             self._see(error)
             raise InvalidatePoolError from error
+        entry.info[_LIVED_AT] = time.monotonic()
 
     def _notice(self, context: ExceptionContext) -> None:
-        """Take note of a quick statement without an answer; another one may just have much to do."""
+        """Take note of a statement without an answer. Unless it is a quick one, it may just have much to do."""
+        if _was_awaited(context.original_exception):
+            self._doubted_at = time.monotonic()
         if context.connection is not None and _raw(context.connection)._read_timeout <= QUICK_SECONDS:
             self._see(context.original_exception)
 

@@ -238,6 +238,71 @@ def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(
     engine.dispose()
 
 
+def test_after_a_statement_that_was_not_answered_in_time_older_connections_prove_once_that_they_live(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no time-out for answers")
+    monkeypatch.setattr(outage_module, "QUICK_SECONDS", 0.5)
+    engine = create_engine(**engine_options(database_url, pool_size=3, seconds=1))
+    Outage().watch(engine)
+    asked: list[int] = []
+
+    def note(connection: Any, **_: object) -> None:
+        asked.append(connection.thread_id())
+
+    monkeypatch.setattr(pymysql.connections.Connection, "ping", note)
+    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
+        at_rest = {raw(connection).thread_id() for connection in (second, third)}
+        second.close()
+        third.close()
+        with pytest.raises(OperationalError, match="timed out"):
+            first.execute(text("SELECT SLEEP(5)"))
+
+    for _ in range(2):
+        with engine.connect(), engine.connect(), engine.connect():
+            pass
+
+    assert sorted(asked) == sorted(at_rest)
+    engine.dispose()
+
+
+def test_when_one_does_not_all_that_are_as_old_are_replaced(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failover, all of a pool are dead without a word."""
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no time-out for answers")
+    monkeypatch.setattr(outage_module, "QUICK_SECONDS", 0.5)
+    engine = create_engine(**engine_options(database_url, pool_size=3, seconds=1))
+    Outage().watch(engine)
+    asked: list[int] = []
+
+    def fail(connection: Any, **_: object) -> None:
+        asked.append(connection.thread_id())
+        raise pymysql.err.OperationalError(CR_SERVER_LOST, "gone")
+
+    monkeypatch.setattr(pymysql.connections.Connection, "ping", fail)
+    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
+        before = {raw(connection).thread_id() for connection in (first, second, third)}
+        second.close()
+        third.close()
+        with pytest.raises(OperationalError, match="timed out"):
+            first.execute(text("SELECT SLEEP(5)"))
+
+    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
+        after = {raw(connection).thread_id() for connection in (first, second, third)}
+    assert after.isdisjoint(before)
+    assert len(asked) == 1
+    engine.dispose()
+
+
+def test_certificates_that_cannot_be_read_are_an_outage_too() -> None:
+    engine = create_engine(**engine_options("mysql+pymysql://nobody@127.0.0.1/none?ssl_ca=/nowhere.pem", pool_size=1))
+    Outage().watch(engine)
+
+    with pytest.raises(OperationalError, match=r"`ssl_ca` could not be read: .*No such file"):
+        engine.connect()
+
+
 def test_a_server_that_lets_nobody_write_any_more_is_left_by_all_connections(database_url: str) -> None:
     """The database's name may lead to another one by then, as after a blue/green switchover of Amazon RDS."""
     if db.engine.dialect.name != "mysql":
