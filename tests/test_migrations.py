@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, MetaData, Table, insert, inspect, select, tex
 from sqlalchemy.exc import OperationalError
 
 from registration import MIGRATIONS, ROOT
-from registration.db import Base, db
+from registration.db import QUICK_SECONDS, Base, db
 
 from . import mariadb
 
@@ -201,6 +202,22 @@ def test_a_migration_that_fails_on_sqlite_leaves_nothing(
             assert connection.exec_driver_sql(tables).all() == before
             connection.exec_driver_sql("DROP TABLE wrong_pin")
         upgrade()
+
+
+def test_a_migration_does_not_wait_long_for_somebody_who_has_a_table_open(
+    mariadb_server: mariadb.Server, make_application: Callable[[str], Flask]
+) -> None:
+    """Everybody else would wait behind it."""
+    application = make_application(mariadb_server.create_database("held"))
+    with application.app_context():
+        upgrade(revision="0001")
+        with db.engine.connect() as reader:
+            reader.execute(text("SELECT 1 FROM registration, installation, broadcast, delivery")).all()
+            begun = time.monotonic()
+            with pytest.raises(OperationalError, match="Lock wait timeout exceeded"):
+                upgrade()
+
+    assert time.monotonic() - begun < QUICK_SECONDS
 
 
 def without_the_last(folder: Path) -> Path:

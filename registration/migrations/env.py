@@ -10,13 +10,17 @@ from flask import current_app
 from sqlalchemy import Connection, NullPool, create_engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from registration.db import LOCK_SECONDS
+
 log = logging.getLogger("registration.migrations")
 
 db = current_app.extensions["migrate"].db
 
-# An engine of its own, because a change to a large table takes longer than the application waits for a statement.
-engine = create_engine(db.engine.url, poolclass=NullPool)
-is_sqlite = engine.dialect.name == "sqlite"
+is_sqlite = db.engine.dialect.name == "sqlite"
+# An engine of its own, because a change to a large table takes longer than the application waits for a statement. But
+# behind one that waits for somebody who has only read the table, everybody waits: MySQL would let it for a year.
+patience = {} if is_sqlite else {"init_command": f"SET lock_wait_timeout = {LOCK_SECONDS}"}
+engine = create_engine(db.engine.url, poolclass=NullPool, connect_args=patience)
 if is_sqlite:
 
     @event.listens_for(engine, "connect")
