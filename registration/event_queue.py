@@ -180,7 +180,9 @@ class EventQueue:
         try:
             done = piece_of_work()
         except (BotoCoreError, ClientError) as error:
-            log.warning("the queue of events could not be reached", extra={"error": type(error).__name__})
+            code = error.response["Error"].get("Code") if isinstance(error, ClientError) else None
+            named = {"error": type(error).__name__, "code": code}
+            log.warning("the queue of events could not be reached", extra=named)
         except SQLAlchemyError:
             log.exception("events wait for the database")
         except Exception:

@@ -84,8 +84,10 @@ class Limits:
     def __init__(self, *, per_network: int, altogether: int, storage: str = "") -> None:
         self._per_network = RateLimitItemPerMinute(per_network, namespace="network") if per_network else None
         self._altogether = RateLimitItemPerMinute(altogether, namespace="altogether") if altogether else None
-        self._own = FixedWindowRateLimiter(Memory())
-        self._shared = FixedWindowRateLimiter(_connect(storage)) if storage else None
+        own = Memory()
+        self._own = FixedWindowRateLimiter(own)
+        self._storage = _connect(storage) if storage else None
+        self._shared = FixedWindowRateLimiter(self._storage or own)
         self._away_until = 0.0
 
     def admit(self, ip_address: str | None) -> None:
@@ -94,7 +96,7 @@ class Limits:
         Who is refused for his network does not use up what is left for others; and when nothing is left for
         anybody, no more networks are remembered, so that memory has a bound.
         """
-        if self._shared is None or time.monotonic() < self._away_until:
+        if self._storage is None or time.monotonic() < self._away_until:
             self._admit(self._own, ip_address)
             return
         try:
@@ -102,7 +104,8 @@ class Limits:
         except TooManyRegistrationsException:
             raise
         except Exception:
-            # Whatever is wrong with the storage is no reason to refuse anybody.
+            # Whatever is wrong with the storage is no reason to refuse anybody. Its name may lead elsewhere by now.
+            self._storage.storage.connection_pool.disconnect(inuse_connections=False)
             self._away_until = time.monotonic() + AWAY_SECONDS
             log.warning("the storage of the limits is away; each process counts for itself", exc_info=True)
             self._admit(self._own, ip_address)
@@ -123,5 +126,5 @@ def _refusal(limiter: FixedWindowRateLimiter, item: RateLimitItem, *names: str) 
     return TooManyRegistrationsException(retry_after=timedelta(seconds=min(max(seconds, 1.0), 60.0)))
 
 
-def _connect(url: str) -> Storage:
+def _connect(url: str) -> RedisStorage:
     return RedisStorage(url, socket_connect_timeout=STORAGE_SECONDS, socket_timeout=STORAGE_SECONDS)

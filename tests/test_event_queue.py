@@ -352,6 +352,13 @@ def test_a_queue_that_is_away_is_waited_for(application: Flask, caplog: pytest.L
     assert "taking events failed" in caplog.text or "could not be reached" in caplog.text
 
 
+def test_why_the_queue_cannot_be_reached_is_logged(queue: EventQueue, caplog: pytest.LogCaptureFixture) -> None:
+    replace(queue, url=f"{queue.url}-deleted").drain()
+
+    (told,) = [record for record in caplog.records if record.message == "the queue of events could not be reached"]
+    assert told.code == "AWS.SimpleQueueService.NonExistentQueue"
+
+
 def test_credentials_that_cannot_be_fetched_are_waited_for(
     queue: EventQueue, sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
