@@ -160,7 +160,7 @@ def claim(session: Session, broadcast_id: int, *, lease: str, limit: int, now: d
         session, ids, _S.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1, settled_at=None
     )
     claimed = session.execute(
-        select(Delivery.id, Registration.email, Registration.product_id, Registration.status)
+        _select(broadcast_id, _S.SENDING, Delivery.id, Registration.email, Registration.product_id, Registration.status)
         .join(Registration, Registration.id == Delivery.registration_id)
         .where(Delivery.id.between(ids[0], ids[-1]), Delivery.lease == lease)
         .order_by(Delivery.id)

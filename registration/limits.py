@@ -105,8 +105,8 @@ class Limits:
             raise
         except Exception:
             # Whatever is wrong with the storage is no reason to refuse anybody. Its name may lead elsewhere by now.
-            self._storage.storage.connection_pool.disconnect(inuse_connections=False)
             self._away_until = time.monotonic() + AWAY_SECONDS
+            self._storage.storage.connection_pool.disconnect(inuse_connections=False)
             log.warning("the storage of the limits is away; each process counts for itself", exc_info=True)
             self._admit(self._own, ip_address)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -21,6 +22,8 @@ AWAY_SECONDS, REFUSED_SECONDS = 2.0, 0.5
 for TLS is 45 ms of work for each connection."""
 _FEW_ROWS, _IS_NEW, _LIVED_AT, _LIMIT = "few rows", "is new", "lived at", "limit"
 """What a session, and what a connection of a pool, is remembered to be or to have."""
+
+log = logging.getLogger(__name__)
 
 
 class Outage:
@@ -59,8 +62,8 @@ class Outage:
             is_slow = time.monotonic() - begun > SLOW_SECONDS
             self._begin(AWAY_SECONDS if is_slow else REFUSED_SECONDS)
             if isinstance(error, OSError):  # what PyMySQL raises before it tries
-                unread = f"The certificates of `ssl_ca` could not be read: {error}"
-                raise pymysql.err.OperationalError(CR_SSL_CONNECTION_ERROR, unread) from error
+                log.error("certificates that DB_CONN_STR names could not be read", extra={"error": str(error)})
+                raise pymysql.err.OperationalError(CR_SSL_CONNECTION_ERROR, f"Certificates: {error}") from error
             raise
         entry.info.update({_IS_NEW: True, _LIVED_AT: time.monotonic(), _LIMIT: named["read_timeout"]})
         return connection
@@ -76,10 +79,12 @@ class Outage:
     def _ask(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         """Ask a connection whether it lives; if not, none of its pool that is as old is used again."""
         connection._read_timeout = CONNECT_SECONDS
+        begun = time.monotonic()
         try:
             connection.ping(reconnect=False)
         except pymysql.err.Error as error:
-            self._see(error)
+            if begun >= self._doubted_at:  # else somebody has seen it meanwhile
+                self._see(error)
             raise InvalidatePoolError from error
         entry.info[_LIVED_AT] = time.monotonic()
 
@@ -92,6 +97,7 @@ class Outage:
 
     def _see(self, error: BaseException) -> None:
         if _was_awaited(error):
+            self._doubted_at = time.monotonic()
             self._begin(AWAY_SECONDS)
 
     def _begin(self, seconds: float) -> None:
@@ -108,15 +114,18 @@ def _give_up_read_only_server(context: ExceptionContext) -> None:
     """Give up the connections of a pool whose server lets nobody write any more: its name may lead to another by now.
 
     Who connects in the seconds after a blue/green switchover may still be led to the old one, and would stay there
-    (https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/blue-green-deployments-switching.html).
+    (https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/blue-green-deployments-switching.html). One that was made
+    just now stays: while nobody may write anywhere, each attempt would cost another.
     """
-    if context.original_exception.args[:1] == (OPTION_PREVENTS_STATEMENT,):
-        context.is_disconnect = True
+    if context.connection is None or context.original_exception.args[:1] != (OPTION_PREVENTS_STATEMENT,):
+        return
+    if time.monotonic() - context.connection.info.get(_LIVED_AT, -math.inf) > AWAY_SECONDS:
+        context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
 @event.listens_for(Engine, "handle_error")
 def _keep_other_connections(context: ExceptionContext) -> None:
-    """Give up the connection of a statement that took too long; that says nothing of the others."""
+    """Give up the connection of a statement that took too long; whether the others are dead too, they will tell."""
     if _was_awaited(context.original_exception):
         context.invalidate_pool_on_disconnect = False
 

@@ -295,20 +295,64 @@ def test_when_one_does_not_all_that_are_as_old_are_replaced(database_url: str, m
     engine.dispose()
 
 
-def test_certificates_that_cannot_be_read_are_an_outage_too() -> None:
+def test_pings_without_an_answer_put_the_connections_of_all_engines_in_doubt_and_are_one_outage(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no pings")
+    clock, outage, asked = Clock(), Outage(), []
+    monkeypatch.setattr(outage_module, "time", clock)
+    one, two, other = (create_engine(**engine_options(database_url, pool_size=1)) for _ in range(3))
+    for engine in (one, two, other):
+        outage.watch(engine, ping=engine is not other)
+        engine.connect().close()
+
+    def wait(connection: Any, **_: object) -> None:
+        asked.append(connection)
+        if len(asked) == 1:
+            with pytest.raises(OperationalError, match="away a moment ago"):
+                two.connect()
+        clock.now += 0.5
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            raise pymysql.err.OperationalError(CR_SERVER_LOST, "timed out")  # noqa: B904  as PyMySQL does
+
+    monkeypatch.setattr(pymysql.connections.Connection, "ping", wait)
+    with pytest.raises(OperationalError, match="away a moment ago"):
+        one.connect()
+    assert len(asked) == 2
+    clock.now = CLOCK_STARTS + 0.5 + AWAY_SECONDS
+    one.connect().close()
+    with pytest.raises(OperationalError, match="away a moment ago"):
+        other.connect()
+    assert len(asked) == 3
+    for engine in (one, two, other):
+        engine.dispose()
+
+
+def test_certificates_that_cannot_be_read_are_an_outage_too(caplog: pytest.LogCaptureFixture) -> None:
     engine = create_engine(**engine_options("mysql+pymysql://nobody@127.0.0.1/none?ssl_ca=/nowhere.pem", pool_size=1))
     Outage().watch(engine)
 
-    with pytest.raises(OperationalError, match=r"`ssl_ca` could not be read: .*No such file"):
+    with pytest.raises(OperationalError, match=r"Certificates: .*No such file"):
         engine.connect()
 
+    assert [record.message for record in caplog.records] == ["certificates that DB_CONN_STR names could not be read"]
 
-def test_a_server_that_lets_nobody_write_any_more_is_left_by_all_connections(database_url: str) -> None:
+
+@pytest.mark.parametrize("are_old", [True, False])
+def test_a_server_that_lets_nobody_write_any_more_is_left_by_connections_that_were_not_just_made(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, *, are_old: bool
+) -> None:
     """The database's name may lead to another one by then, as after a blue/green switchover of Amazon RDS."""
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no connections to give up")
     read_only = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'running with --read-only'"
+    clock = Clock()
+    monkeypatch.setattr(outage_module, "time", clock)
     engine = create_engine(**engine_options(database_url, pool_size=2))
+    Outage().watch(engine)
 
     def numbers() -> set[int]:
         with engine.connect() as one, engine.connect() as other:
@@ -316,10 +360,12 @@ def test_a_server_that_lets_nobody_write_any_more_is_left_by_all_connections(dat
 
     before = numbers()
     assert numbers() == before
+    clock.now += 2 * AWAY_SECONDS if are_old else AWAY_SECONDS
     with pytest.raises(OperationalError, match="read-only"), engine.connect() as connection:
         connection.exec_driver_sql(read_only)
 
-    assert numbers().isdisjoint(before)
+    assert numbers().isdisjoint(before) is are_old
+    assert numbers() == before or are_old
     engine.dispose()
 
 
