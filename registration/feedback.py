@@ -23,7 +23,6 @@ from . import addresses, confirmations, ledger
 from .db import UtcDateTime, rows_matched
 from .errors import InvalidEmailException
 from .models import (
-    LONGEST_MESSAGE_ID,
     Delivery,
     DeliveryStatus,
     Feedback,
@@ -254,7 +253,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 def _message_id(mail: Mapping[str, Any]) -> str:
     message_id = mail.get("messageId")
-    if isinstance(message_id, str) and message_id.isascii() and 0 < len(message_id) <= LONGEST_MESSAGE_ID:
+    if ledger.is_message_id(message_id):
         return message_id
     raise UnreadableEventError("Its mail has no usable messageId.")
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from sqlalchemy import (
     ColumnElement,
@@ -205,9 +205,14 @@ def accept(session: Session, message_ids: Mapping[int, str | None], now: datetim
         return
     parameters: dict[str, Any] = {"now": now}
     for number, (delivery_id, message_id) in enumerate(message_ids.items()):
-        fits = isinstance(message_id, str) and message_id.isascii() and len(message_id) <= LONGEST_MESSAGE_ID
-        parameters[f"id_{number}"], parameters[f"message_id_{number}"] = delivery_id, message_id if fits else None
+        parameters[f"id_{number}"] = delivery_id
+        parameters[f"message_id_{number}"] = message_id if is_message_id(message_id) else None
     rows_matched(session, _acceptance(len(message_ids)), parameters)
+
+
+def is_message_id(value: object) -> TypeGuard[str]:
+    """Return whether the ledger can hold this as the id of a message."""
+    return isinstance(value, str) and value.isascii() and 0 < len(value) <= LONGEST_MESSAGE_ID
 
 
 @lru_cache(maxsize=64)

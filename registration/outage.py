@@ -79,26 +79,24 @@ class Outage:
     def _ask(self, connection: Any, entry: ConnectionPoolEntry) -> None:
         """Ask a connection whether it lives; if not, none of its pool that is as old is used again."""
         connection._read_timeout = CONNECT_SECONDS
-        begun = time.monotonic()
         try:
             connection.ping(reconnect=False)
         except pymysql.err.Error as error:
-            if begun >= self._doubted_at:  # else somebody has seen it meanwhile
-                self._see(error)
+            self._see(error, is_away=True)
             raise InvalidatePoolError from error
         entry.info[_LIVED_AT] = time.monotonic()
 
     def _notice(self, context: ExceptionContext) -> None:
         """Take note of a statement without an answer. Unless it is a quick one, it may just have much to do."""
-        if _was_awaited(context.original_exception):
-            self._doubted_at = time.monotonic()
-        if context.connection is not None and _raw(context.connection)._read_timeout <= QUICK_SECONDS:
-            self._see(context.original_exception)
+        connection = context.connection
+        is_quick = connection is not None and _raw(connection)._read_timeout <= QUICK_SECONDS
+        self._see(context.original_exception, is_away=is_quick)
 
-    def _see(self, error: BaseException) -> None:
+    def _see(self, error: BaseException, *, is_away: bool) -> None:
         if _was_awaited(error):
             self._doubted_at = time.monotonic()
-            self._begin(AWAY_SECONDS)
+            if is_away:
+                self._begin(AWAY_SECONDS)
 
     def _begin(self, seconds: float) -> None:
         self._ends_at = max(self._ends_at, time.monotonic() + seconds)

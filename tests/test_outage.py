@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pymysql
 import pytest
 from pymysql.constants.CR import CR_SERVER_LOST
-from sqlalchemy import Connection, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registration import outage as outage_module
-from registration.db import CONNECT_SECONDS, STATEMENT_SECONDS, db, engine_options
+from registration.db import CONNECT_SECONDS, RENEW_SECONDS, STATEMENT_SECONDS, db, engine_options
 from registration.outage import AWAY_SECONDS, REFUSED_SECONDS, Outage, expect_few_rows
 
 pytestmark = pytest.mark.usefixtures("in_context")
@@ -238,42 +239,55 @@ def test_a_connection_that_was_just_made_is_not_asked_whether_it_lives(
     engine.dispose()
 
 
-def test_after_a_statement_that_was_not_answered_in_time_older_connections_prove_once_that_they_live(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def engine_of_three(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine with three connections whose statements may take a second, which does not count as quick."""
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no time-out for answers")
     monkeypatch.setattr(outage_module, "QUICK_SECONDS", 0.5)
     engine = create_engine(**engine_options(database_url, pool_size=3, seconds=1))
     Outage().watch(engine)
+    yield engine
+    engine.dispose()
+
+
+def put_in_doubt(engine: Engine) -> list[int]:
+    """Let one of three connections get no answer while the others rest; return the numbers of all, that one first."""
+    with engine.connect() as waiting, engine.connect() as second, engine.connect() as third:
+        numbers = [raw(connection).thread_id() for connection in (waiting, second, third)]
+        second.close()
+        third.close()
+        with pytest.raises(OperationalError, match="timed out"):
+            waiting.execute(text("SELECT SLEEP(5)"))
+    return numbers
+
+
+def numbers_of(engine: Engine) -> set[int]:
+    """Return the numbers of three connections that are in use at once."""
+    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
+        return {raw(connection).thread_id() for connection in (first, second, third)}
+
+
+def test_after_a_statement_that_was_not_answered_in_time_older_connections_prove_once_that_they_live(
+    engine_of_three: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
 
     def note(connection: Any, **_: object) -> None:
         asked.append(connection.thread_id())
 
     monkeypatch.setattr(pymysql.connections.Connection, "ping", note)
-    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
-        at_rest = {raw(connection).thread_id() for connection in (second, third)}
-        second.close()
-        third.close()
-        with pytest.raises(OperationalError, match="timed out"):
-            first.execute(text("SELECT SLEEP(5)"))
-
+    _, *at_rest = put_in_doubt(engine_of_three)
     for _ in range(2):
-        with engine.connect(), engine.connect(), engine.connect():
-            pass
+        numbers_of(engine_of_three)
 
     assert sorted(asked) == sorted(at_rest)
-    engine.dispose()
 
 
-def test_when_one_does_not_all_that_are_as_old_are_replaced(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_one_does_not_all_that_are_as_old_are_replaced(
+    engine_of_three: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a failover, all of a pool are dead without a word."""
-    if db.engine.dialect.name != "mysql":
-        pytest.skip("SQLite has no time-out for answers")
-    monkeypatch.setattr(outage_module, "QUICK_SECONDS", 0.5)
-    engine = create_engine(**engine_options(database_url, pool_size=3, seconds=1))
-    Outage().watch(engine)
     asked: list[int] = []
 
     def fail(connection: Any, **_: object) -> None:
@@ -281,54 +295,37 @@ def test_when_one_does_not_all_that_are_as_old_are_replaced(database_url: str, m
         raise pymysql.err.OperationalError(CR_SERVER_LOST, "gone")
 
     monkeypatch.setattr(pymysql.connections.Connection, "ping", fail)
-    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
-        before = {raw(connection).thread_id() for connection in (first, second, third)}
-        second.close()
-        third.close()
-        with pytest.raises(OperationalError, match="timed out"):
-            first.execute(text("SELECT SLEEP(5)"))
+    before = put_in_doubt(engine_of_three)
 
-    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
-        after = {raw(connection).thread_id() for connection in (first, second, third)}
-    assert after.isdisjoint(before)
+    assert numbers_of(engine_of_three).isdisjoint(before)
     assert len(asked) == 1
-    engine.dispose()
 
 
-def test_pings_without_an_answer_put_the_connections_of_all_engines_in_doubt_and_are_one_outage(
+def test_a_ping_without_an_answer_puts_the_connections_of_all_engines_in_doubt(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if db.engine.dialect.name != "mysql":
         pytest.skip("SQLite has no pings")
-    clock, outage, asked = Clock(), Outage(), []
-    monkeypatch.setattr(outage_module, "time", clock)
-    one, two, other = (create_engine(**engine_options(database_url, pool_size=1)) for _ in range(3))
-    for engine in (one, two, other):
-        outage.watch(engine, ping=engine is not other)
+    outage, asked = Outage(), []
+    one, other = (create_engine(**engine_options(database_url, pool_size=1)) for _ in range(2))
+    for engine in (one, other):
+        outage.watch(engine, ping=engine is one)
         engine.connect().close()
 
     def wait(connection: Any, **_: object) -> None:
         asked.append(connection)
-        if len(asked) == 1:
-            with pytest.raises(OperationalError, match="away a moment ago"):
-                two.connect()
-        clock.now += 0.5
         try:
             raise TimeoutError
         except TimeoutError:
             raise pymysql.err.OperationalError(CR_SERVER_LOST, "timed out")  # noqa: B904  as PyMySQL does
 
     monkeypatch.setattr(pymysql.connections.Connection, "ping", wait)
-    with pytest.raises(OperationalError, match="away a moment ago"):
-        one.connect()
-    assert len(asked) == 2
-    clock.now = CLOCK_STARTS + 0.5 + AWAY_SECONDS
-    one.connect().close()
-    with pytest.raises(OperationalError, match="away a moment ago"):
-        other.connect()
-    assert len(asked) == 3
-    for engine in (one, two, other):
+    for engine in (one, other):
+        with pytest.raises(OperationalError, match="away a moment ago"):
+            engine.connect()
         engine.dispose()
+
+    assert len(asked) == 2
 
 
 def test_certificates_that_cannot_be_read_are_an_outage_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -351,21 +348,34 @@ def test_a_server_that_lets_nobody_write_any_more_is_left_by_connections_that_we
     read_only = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'running with --read-only'"
     clock = Clock()
     monkeypatch.setattr(outage_module, "time", clock)
-    engine = create_engine(**engine_options(database_url, pool_size=2))
+    engine = create_engine(**engine_options(database_url, pool_size=3))
     Outage().watch(engine)
 
-    def numbers() -> set[int]:
-        with engine.connect() as one, engine.connect() as other:
-            return {raw(connection).thread_id() for connection in (one, other)}
-
-    before = numbers()
-    assert numbers() == before
+    before = numbers_of(engine)
+    assert numbers_of(engine) == before
     clock.now += 2 * AWAY_SECONDS if are_old else AWAY_SECONDS
     with pytest.raises(OperationalError, match="read-only"), engine.connect() as connection:
         connection.exec_driver_sql(read_only)
 
-    assert numbers().isdisjoint(before) is are_old
-    assert numbers() == before or are_old
+    after = numbers_of(engine)
+    assert after.isdisjoint(before) if are_old else after == before
+    engine.dispose()
+
+
+@pytest.mark.parametrize(("age", "is_renewed"), [(RENEW_SECONDS - 10, False), (RENEW_SECONDS + 10, True)])
+def test_a_connection_is_renewed_after_some_minutes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, age: float, *, is_renewed: bool
+) -> None:
+    """One that only reads would else stay at a server that was replaced."""
+    if db.engine.dialect.name != "mysql":
+        pytest.skip("SQLite has no server")
+    engine = create_engine(**engine_options(database_url, pool_size=3))
+    before = numbers_of(engine)
+
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + age)
+
+    assert (numbers_of(engine) != before) is is_renewed
     engine.dispose()
 
 
