@@ -131,21 +131,20 @@ def test_a_storage_that_is_away_refuses_nobody_and_is_left_alone_for_a_while(mon
 def test_a_storage_that_has_become_a_replica_is_left_for_the_one_that_its_name_leads_to_by_then(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter = Limits(per_network=10, altogether=0, storage=redis_url)
-    with redis.Redis.from_url(redis_url) as administrator:
+    assert redis_url  # there is Redis; this one has no clients but these
+    with redis_server.running() as url, redis.Redis.from_url(url) as administrator:
+        counter = Limits(per_network=10, altogether=0, storage=url)
         before = administrator.info("clients")["connected_clients"]
         assert admitted(counter, 1, "198.51.100.7") == 1
         administrator.replicaof("127.0.0.1", str(free_port()))
-        try:
-            assert administrator.info("clients")["connected_clients"] == before + 1
+        assert administrator.info("clients")["connected_clients"] == before + 1
 
-            assert admitted(counter, 1, "198.51.100.7") == 1
+        assert admitted(counter, 1, "198.51.100.7") == 1
 
-            assert administrator.info("clients")["connected_clients"] == before
-        finally:
-            administrator.replicaof("NO", "ONE")
-    monkeypatch.setattr(limits, "AWAY_SECONDS", 0.0)
-    assert admitted(counter, 20, "198.51.100.7") == 10 - 1
+        assert administrator.info("clients")["connected_clients"] == before
+        administrator.replicaof("NO", "ONE")
+        monkeypatch.setattr(limits, "AWAY_SECONDS", 0.0)
+        assert admitted(counter, 20, "198.51.100.7") == 10 - 1
 
 
 def test_ten_clinics_in_a_minute_are_fine_and_a_script_with_a_thousand_is_not(
