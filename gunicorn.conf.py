@@ -7,7 +7,21 @@ import logging
 import os
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 from config import WEB_THREADS
+from logger import JsonLines
+
+
+class JsonLogger(Logger):
+    """Writes gunicorn's own messages as the application writes its."""
+
+    def setup(self, cfg: Any) -> None:
+        """Set the handlers up."""
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(JsonLines())
+
 
 bind = "127.0.0.1:8000"  # where Elastic Beanstalk's nginx looks for a Python application
 worker_class = "gthread"
@@ -20,6 +34,7 @@ keepalive = 75  # longer than nginx keeps an idle connection, so that it never r
 
 limit_request_line = 8190  # as much as nginx lets through
 control_socket_disable = True  # nothing here talks to gunicornc
+logger_class = JsonLogger
 accesslog = None  # the application logs each request itself; an access log holds query strings: addresses and pins
 
 

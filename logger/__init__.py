@@ -27,7 +27,7 @@ def configure(stream: TextIO, file: Path, *, readable: bool) -> None:
             root.removeHandler(old)
             old.close()
     handler = Handler(stream, file)
-    handler.setFormatter(_Readable() if readable else _Json())
+    handler.setFormatter(_Readable() if readable else JsonLines())
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     for chatty in ("alembic", "botocore", "urllib3"):
@@ -71,8 +71,8 @@ class Handler(logging.Handler):
         super().close()
 
 
-class _Json(JsonFormatter):
-    """One JSON object a line."""
+class JsonLines(JsonFormatter):
+    """One JSON object a line, which gunicorn writes its own messages in as well."""
 
     def __init__(self) -> None:
         super().__init__(

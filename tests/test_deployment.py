@@ -24,6 +24,8 @@ from registration import LARGEST_BODY, services
 from registration.db import db
 from registration.web import health
 
+from . import mariadb
+
 ROOT = Path(__file__).parent.parent
 CONFIG_FILES = sorted((ROOT / ".ebextensions").iterdir())
 HOOKS = sorted(path for path in (ROOT / ".platform").glob("*hooks/**/*") if path.is_file())
@@ -287,6 +289,20 @@ def test_gunicorn_keeps_requests_out_of_its_logs(caplog: pytest.LogCaptureFixtur
     assert len(caplog.messages) == 3
     assert "ann@example.org" not in caplog.text
     assert caplog.messages[2] == "Worker 7 was terminated"
+
+
+def test_gunicorn_writes_its_own_messages_as_json_lines_too() -> None:
+    """Of its start, of an application that cannot be loaded, and of its end for that reason."""
+    port = mariadb.free_port()
+    command = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", "no_such_module:application"]
+
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    for_people = "No module named 'no_such_module'"  # printed in so many words besides
+    lines = [json.loads(line) for line in (done.stdout + done.stderr).splitlines() if line != for_people]
+    assert {line["level"] for line in lines} == {"INFO", "ERROR"}
+    assert f"Listening at: http://127.0.0.1:{port}" in lines[1]["message"]
+    assert any("no_such_module" in line.get("exc_info", "") for line in lines)
 
 
 def test_nginx_logs_no_query_string_and_no_referer() -> None:
