@@ -349,6 +349,23 @@ def test_credentials_that_cannot_be_fetched_hold_everything_up_until_they_can(
     assert verdicts(mailer.send(MESSAGE, THREE)) == [Verdict.ACCEPTED] * 3
 
 
+@pytest.mark.parametrize("recipients", [ONE, THREE], ids=["single", "bulk"])
+def test_a_call_whose_credentials_took_too_long_does_not_leave(
+    mailer: SesMailer, fake: SesFake, monkeypatch: pytest.MonkeyPatch, recipients: list[Recipient]
+) -> None:
+    """One thread after another fetches them, and by then the lease may be over and somebody else send the same."""
+    monkeypatch.setattr(ses_module, "LATE_SECONDS", 0.2)
+    waits = [0.3]
+    mailer.client().meta.events.register("before-sign.sesv2", lambda **_: time.sleep(waits.pop() if waits else 0.0))
+
+    outcomes = mailer.send(MESSAGE, recipients)
+
+    assert verdicts(outcomes) == [Verdict.HELD] * len(recipients)
+    assert "the instance's role" in (outcomes[0].reason or "")
+    assert fake.calls == []
+    assert verdicts(mailer.send(MESSAGE, recipients)) == [Verdict.ACCEPTED] * len(recipients)
+
+
 def test_threads_that_wait_for_an_attempt_to_fetch_credentials_share_its_failure() -> None:
     threads, begun, attempts = 4, Barrier(4), []
 

@@ -53,6 +53,8 @@ BULK_ENTRIES = 50
 """https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html"""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
+LATE_SECONDS = 15.0
+"""A call that has waited for so long before it leaves does not leave: its lease might run out before the answer."""
 ONE_BY_ONE_SECONDS = 0.5
 """How long a refused bulk call is tried again in calls of one recipient: a broadcast may be paused meanwhile."""
 LARGEST_DATA = 262_144
@@ -76,6 +78,9 @@ _USER_AGENT = f"OpenEMR-Product-Registration Boto3/{boto3.__version__}"
 """botocore would put its own together twice for each call, which is a tenth of the cost of a call."""
 _FEEDBACK_ID = {"Name": "ses:feedback-id-a", "Value": "openemr-notices"}
 """SES writes the Feedback-ID header itself and begins it with the value of this tag."""
+
+_call = threading.local()
+"""When this thread's call began."""
 
 _LINK = secrets.token_hex()
 """Stands for a recipient's link where a body is prepared; nobody's text holds it."""
@@ -352,6 +357,7 @@ def make_client(region: str, access_id: str, secret_key: str) -> SESV2Client:
     for call in ("SendEmail", "SendBulkEmail"):
         events.register(f"provide-client-params.sesv2.{call}", _take_body)
         events.register(f"before-call.sesv2.{call}", _put_body)
+        events.register(f"before-send.sesv2.{call}", _leave_in_time)
     return client
 
 
@@ -367,6 +373,17 @@ def _take_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> dic
 
 def _put_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
     params["body"] = context["ready_body"]
+    _call.begun_at = time.monotonic()
+
+
+def _leave_in_time(**_: Any) -> None:
+    """Keep a call back that was signed too late: an instance's credentials are fetched by one thread after another.
+
+    When that gets no answer in the last minutes of the old ones, each thread goes on with those, the last one minutes
+    after it began.
+    """
+    if time.monotonic() - _call.begun_at > LATE_SECONDS:
+        raise CredentialRetrievalError(provider="iam-role", error_msg="It took too long.")
 
 
 def judge(error: Exception, *, sender: str) -> tuple[Verdict, str]:
