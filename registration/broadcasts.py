@@ -34,7 +34,10 @@ _LINE_END = re.compile(r"\r+\n|\n\r")
 _BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _LONGEST_FORECAST = 10 * 365 * 86_400.0
 _NO_SENDER = "No sender has been at work {}, so nothing happens. If it stays so, the operator has to start one."
-_UNANSWERED = "The mail service gave no answer for some messages. A minute later they are tried again."
+_UNANSWERED = (
+    "The mail service gave no answer for some messages. They are tried again a minute later; while it gives none at "
+    "all, the others wait."
+)
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
 _S = BroadcastStatus

@@ -46,13 +46,15 @@ class Flow:
     """The calls of one process, for any number of threads.
 
     `rate` is that of all senders together in recipients a second, infinite if there is none; `largest` is how many
-    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that.
+    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that; `is_probing` lets one recipient be
+    tried at a time.
     """
 
     def __init__(self) -> None:
         self.rate = 0.0
         self.largest = 1
         self.are_bulk_calls_scarce = False
+        self.is_probing = False
         self._apart_until = self._departed_at = self._behind = 0.0
         self._seconds: deque[float] = deque(maxlen=50)
         self._processor_seconds: deque[float] = deque(maxlen=50)
@@ -70,6 +72,8 @@ class Flow:
         That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
         other. The shortest would be that of one call that failed at once, and leave the others too few threads.
         """
+        if self.is_probing:
+            return 1
         fewest = FEWEST_SINGLE_IN_FLIGHT if self.are_bulk_calls_scarce else FEWEST_IN_FLIGHT
         if math.isinf(self.rate):
             return fewest
@@ -78,12 +82,14 @@ class Flow:
 
     def calls_ahead(self) -> int:
         """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
-        if math.isinf(self.rate) or self._behind > BEHIND_SECONDS:
+        if self.is_probing or math.isinf(self.rate) or self._behind > BEHIND_SECONDS:
             return 0
         return math.ceil(self._calls_a_second() * AHEAD_SECONDS)
 
     def lot(self) -> int:
         """Return how many deliveries to claim at once."""
+        if self.is_probing:
+            return 1
         calls = self._calls_a_second() * LOT_SECONDS
         recipients = self.recipients_a_call()
         return max(recipients, int(min(self.steady_rate * LOT_SECONDS, calls * recipients, LARGEST_LOT)))
@@ -107,7 +113,7 @@ class Flow:
     @property
     def is_apart(self) -> bool:
         """Whether calls carry one recipient each for a while."""
-        return time.monotonic() < self._apart_until
+        return self.is_probing or time.monotonic() < self._apart_until
 
     def keep_apart(self) -> None:
         """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is refused."""

@@ -155,7 +155,7 @@ class Sender:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
-            self._trouble = Trouble()  # what was long ago says nothing of the next broadcast
+            self._trouble, self._flow.is_probing = Trouble(), False  # what was says nothing of the next broadcast
             self._message_of.cache_clear()  # a database that was restored gives ids out again
         self._ask_for_account(now)
         if self._work:
@@ -269,7 +269,10 @@ class Sender:
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         largest = self._flow.recipients_a_call()
-        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.lot(), now=now)
+        limit, is_probing = self._flow.lot(), self._flow.is_probing
+        batch = ledger.claim(
+            session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now, untried_first=is_probing
+        )
         if batch is None:
             return []
         wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
@@ -307,7 +310,8 @@ class Sender:
         if not call.batch.recipients:
             return True
         message = self._message_of(call.broadcast_id)
-        if not self._await_instant(call) or call.broadcast_id not in self._sending:
+        may_leave = self._await_instant(call) and call.broadcast_id in self._sending
+        if not may_leave or self._trouble.rests_at(call.due_at):
             self._release(call)
             return True
         begun, processor_begun = time.monotonic(), time.thread_time()
@@ -385,7 +389,8 @@ class Sender:
         was_one_too_many = len(outcomes) > 1 and self._note_bulk_call(call.bulk_turn, verdicts)
         if Verdict.APART in verdicts:
             self._flow.keep_apart()
-        advice = self._trouble.judge(outcomes, time.monotonic())
+        advice = self._trouble.judge(outcomes, time.monotonic(), due_at=call.due_at)
+        self._flow.is_probing = self._trouble.is_unanswered
         if advice == ALL_IS_WELL:
             return
         with self.sessions.begin() as session:

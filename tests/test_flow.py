@@ -67,6 +67,16 @@ def test_a_lot_is_what_the_rate_allows_in_a_fifth_of_a_second(rate: float, recip
     assert (calls.recipients_a_call(), calls.lot()) == (recipients, lot)
 
 
+@pytest.mark.parametrize("rate", [1.0, 2000.0, math.inf])
+def test_while_it_probes_there_is_one_call_with_one_recipient(rate: float) -> None:
+    calls = flow_at(rate, scarce=True)
+
+    calls.is_probing = True
+
+    assert (calls.calls_in_flight(), calls.calls_ahead(), calls.lot(), calls.recipients_a_call()) == (1, 0, 1, 1)
+    assert not calls.has_scarce_bulk_calls
+
+
 def test_where_bulk_calls_are_scarce_they_take_their_recipients_off_the_rate_of_the_others() -> None:
     calls = flow_at(300.0, seconds=0.001, processor_seconds=0.003, scarce=True)
 

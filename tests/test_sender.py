@@ -862,12 +862,36 @@ def test_calls_without_an_answer_are_told_as_the_reason_until_something_leaves(
     assert (figures.sent, figures.reason) == (4, None)
 
 
+def test_while_no_call_is_answered_one_recipient_after_another_is_tried(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a lot would else be called at the end of each rest, and the same ones first of all."""
+    monkeypatch.setattr(trouble, "LONGEST_REST_SECONDS", 0.5)
+    broadcast_id = ledgers.filled(400)
+    mailer.rate, mailer.largest = 2000.0, 20
+    calls: list[list[str]] = []
+
+    def say_nothing(recipients: Sequence[Recipient]) -> list[Outcome]:
+        calls.append([recipient.address for recipient in recipients])
+        return always(Verdict.UNKNOWN)(recipients)
+
+    mailer.script = [say_nothing] * 5
+    while mailer.script:
+        step(scripted)
+
+    assert [len(call) for call in calls] == [20, 20, 1, 1, 1]
+    assert len({address for call in calls for address in call}) == 43
+    assert ledgers.statuses(broadcast_id) == {"sending": 43, "queued": 357}
+    until(lambda: not step(scripted) and len(mailer.sent) == 357)
+    assert len(mailer.times) == 5 + 1 + 18, "an answer to the sixth makes the calls full again"
+
+
 def test_trouble_from_before_a_time_without_work_is_forgotten(scripted: Sender) -> None:
-    scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 0.0)
+    scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 0.0, due_at=0.0)
 
     scripted.look()
 
-    assert scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 3600.0).hold is None
+    assert scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 3600.0, due_at=3600.0).hold is None
 
 
 def test_a_paused_broadcast_is_filled_and_sent_to_nobody(scripted: Sender, mailer: ScriptedMailer) -> None:

@@ -18,8 +18,9 @@ from registration.trouble import (
 NOW = 1000.0
 
 
-def judge(trouble: Trouble, *verdicts: Verdict, now: float = NOW) -> Advice:
-    return trouble.judge([Outcome(verdict, reason=f"It is {verdict.name}.") for verdict in verdicts], now)
+def judge(trouble: Trouble, *verdicts: Verdict, now: float = NOW, due_at: float | None = None) -> Advice:
+    outcomes = [Outcome(verdict, reason=f"It is {verdict.name}.") for verdict in verdicts]
+    return trouble.judge(outcomes, now, due_at=now if due_at is None else due_at)
 
 
 def test_nothing_is_to_be_done_about_what_was_accepted() -> None:
@@ -35,15 +36,47 @@ def test_one_that_is_held_up_holds_its_broadcast() -> None:
 
 
 def test_what_is_held_up_without_a_reason_is_held_all_the_same() -> None:
-    assert Trouble().judge([Outcome(Verdict.HELD)], NOW).hold == ""
+    assert Trouble().judge([Outcome(Verdict.HELD)], NOW, due_at=NOW).hold == ""
 
 
 def test_calls_without_an_answer_let_all_rest_longer_and_longer() -> None:
     trouble = Trouble()
-    rests = [judge(trouble, Verdict.UNKNOWN).rest_seconds for _ in range(2000)]
+    rests = [
+        judge(trouble, Verdict.UNKNOWN, now=NOW + turn * LONGEST_REST_SECONDS).rest_seconds for turn in range(2000)
+    ]
 
-    assert rests[:4] == [0.0, FIRST_REST_SECONDS, 2 * FIRST_REST_SECONDS, 4 * FIRST_REST_SECONDS]
-    assert set(rests[4:]) == {LONGEST_REST_SECONDS}
+    assert rests[:3] == [0.0, FIRST_REST_SECONDS, 2 * FIRST_REST_SECONDS]
+    assert set(rests[3:]) == {LONGEST_REST_SECONDS}
+
+
+def test_calls_that_were_under_way_when_a_rest_began_do_not_make_it_longer() -> None:
+    trouble = Trouble()
+    judge(trouble, Verdict.UNKNOWN)
+    judge(trouble, Verdict.UNKNOWN)
+    under_way = [judge(trouble, Verdict.UNKNOWN, now=NOW + 10.0, due_at=NOW + 0.1).rest_seconds for _ in range(50)]
+
+    assert set(under_way) == {0.0}
+    assert judge(trouble, Verdict.UNKNOWN, now=NOW + FIRST_REST_SECONDS).rest_seconds == 2 * FIRST_REST_SECONDS
+
+
+def test_a_rest_covers_what_is_due_until_its_end() -> None:
+    trouble = Trouble()
+    judge(trouble, Verdict.UNKNOWN)
+    assert (trouble.is_unanswered, trouble.rests_at(NOW)) == (False, False)
+
+    judge(trouble, Verdict.UNKNOWN)
+
+    end = NOW + FIRST_REST_SECONDS
+    assert (trouble.is_unanswered, trouble.rests_at(end - 0.1), trouble.rests_at(end)) == (True, True, False)
+
+
+def test_an_answer_to_a_call_that_was_under_way_counts_as_one() -> None:
+    trouble = Trouble()
+    judge(trouble, Verdict.UNKNOWN)
+    judge(trouble, Verdict.UNKNOWN)
+    judge(trouble, Verdict.ACCEPTED, due_at=NOW - 1.0)
+
+    assert not trouble.is_unanswered
 
 
 @pytest.mark.parametrize("between", [(Verdict.ACCEPTED,), (Verdict.REFUSED,), (Verdict.UNKNOWN, Verdict.ACCEPTED)])
@@ -53,7 +86,7 @@ def test_an_answer_in_between_begins_the_rests_anew(between: tuple[Verdict, ...]
     judge(trouble, Verdict.UNKNOWN)
     judge(trouble, *between)
 
-    assert judge(trouble, Verdict.UNKNOWN).rest_seconds == 0.0
+    assert judge(trouble, Verdict.UNKNOWN, now=NOW + LONGEST_REST_SECONDS).rest_seconds == 0.0
 
 
 def test_a_service_out_of_reach_slows_down_at_once_and_holds_after_a_while() -> None:
