@@ -159,7 +159,7 @@ def create_event_queue(application: Flask) -> EventQueue:
 
 
 def _create_sender_engine(application: Flask) -> Engine:
-    """Build an engine with a connection for each of a sender's threads, without the web's round trips of caution."""
+    """Build an engine with the connections that a sender uses at once, without the web's round trips of caution."""
     with application.app_context():
         url = db.engine.url.render_as_string(hide_password=False)
     engine = create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, careful=False))

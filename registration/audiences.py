@@ -57,11 +57,8 @@ def asked_for(versions: str | None, unknown: str, oldest: timedelta, now: dateti
 def contains(whom: Audience, window: Window) -> ColumnElement[bool]:
     """Return the condition for the registrations in a window of ids that a broadcast is for."""
     active = and_(windows.contains(window), Registration.status == RegistrationStatus.ACTIVE)
-    return active if whom.versions is None else and_(active, _has_version(whom))
-
-
-def _has_version(whom: Audience) -> ColumnElement[bool]:
-    return place(whom) >= (UNKNOWN_VERSION if whom.include_unknown else IN_RANGE)
+    lowest = UNKNOWN_VERSION if whom.include_unknown else IN_RANGE
+    return active if whom.versions is None else and_(active, place(whom) >= lowest)
 
 
 def place(whom: Audience) -> ColumnElement[int]:

@@ -19,7 +19,7 @@ from . import audiences, ledger, pacing, windows
 from .audiences import EVERYBODY, Audience
 from .db import rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
-from .messages import Message
+from .messages import BYTE_ORDER_MARK, Message
 from .models import Broadcast, BroadcastRequest, BroadcastStatus, DeliveryStatus, Registration, RegistrationStatus
 from .versions import parse_range
 
@@ -31,7 +31,6 @@ RESEND = timedelta(minutes=5)
 """The same, when both requests say that the message is to be sent again: a second click, not a third notice."""
 _LINE_END = re.compile(r"\r+\n|\n\r")
 """What programs that disagree about the end of a line make of one."""
-_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _LONGEST_FORECAST = 10 * 365 * 86_400.0
 _NO_SENDER = "No sender has been at work {}, so nothing happens. If it stays so, the operator has to start one."
 _UNANSWERED = (
@@ -55,7 +54,8 @@ MOVES: Mapping[BroadcastStatus, frozenset[BroadcastStatus]] = {
 class Progress:
     """How far a broadcast has come.
 
-    `recipients` is what was promised at the start: who was lost before the ledger had them counts as `skipped`.
+    `recipients` is what was promised at the start, and who became active before the ledger was filled; who was lost by
+    then counts as `skipped`.
     `remaining` counts those that are queued, being sent or not yet in the ledger; `rate` is messages a second lately;
     `expected_end` heeds the broadcasts that go first, and is None unless it is sending or goes on by itself.
     """
@@ -200,14 +200,14 @@ def _claim_name(
     if kept == REPEAT:
         ended = select(Broadcast.id).where(Broadcast.finished_at.is_not(None))
         replaceable.append(BroadcastRequest.broadcast_id.in_(ended))
-    replace = update(BroadcastRequest).where(named, *replaceable).values(values)
-    if rows_matched(session, replace):
+    renew = update(BroadcastRequest).where(named, *replaceable).values(values)
+    if rows_matched(session, renew):
         return
     try:
         session.execute(insert(BroadcastRequest).values(name=name, **values))
     except IntegrityError as error:
         if kept is None:  # somebody else has just inserted it
-            rows_matched(session, replace)
+            rows_matched(session, renew)
             return
         columns = select(BroadcastRequest.fingerprint, BroadcastRequest.broadcast_id)
         earlier = session.execute(columns.where(named)).one()
@@ -279,7 +279,8 @@ def break_circuit(session: Session, broadcast_id: int, reason: str, now: datetim
 def pause(session: Session, broadcast_id: int) -> None:
     """Let a broadcast rest until somebody resumes it. Raises UnknownBroadcastException.
 
-    One that has ended stays ended, and one that rests already keeps its reason, which may be the circuit breaker's.
+    One that has ended stays ended, and one that waits for somebody already keeps its reason, which may be the circuit
+    breaker's.
     """
     _move(session, broadcast_id, _S.PAUSED, _goes_on(), reason=PAUSED_BY_HAND, resume_at=None)
 
@@ -346,6 +347,15 @@ def status_of(session: Session, broadcast_id: int) -> BroadcastStatus:
     if status is None:
         raise UnknownBroadcastException
     return status
+
+
+def is_moving(session: Session, broadcast_id: int) -> bool:
+    """Return whether a broadcast is sending or being cancelled, without counting. Raises UnknownBroadcastException."""
+    moving = or_(Broadcast.status == _S.SENDING, _is_being_cancelled())
+    found = session.execute(select(moving).where(Broadcast.id == broadcast_id)).scalar()
+    if found is None:
+        raise UnknownBroadcastException
+    return bool(found)
 
 
 def recipients_of(session: Session, broadcast_id: int) -> int:
@@ -523,7 +533,7 @@ def _identity(whom: Audience) -> list[str]:
 
 def _words(text: str) -> str:
     """Return a text without what a form, a file or a command changes: ends of lines, byte-order marks, blanks."""
-    text = _LINE_END.sub("\n", text.replace(_BYTE_ORDER_MARK, ""))
+    text = _LINE_END.sub("\n", text.replace(BYTE_ORDER_MARK, ""))
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 

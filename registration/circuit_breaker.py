@@ -17,21 +17,21 @@ from .models import Broadcast, BroadcastStatus, Delivery, DeliveryStatus, Feedba
 MOST_HARD_BOUNCES, MOST_COMPLAINTS = 0.04, 0.0008
 """Shares of the accepted messages. Of up to 1,250 messages a single complaint is more than its share."""
 _LIMITS = (
-    (Feedback.HARD_BOUNCE, MOST_HARD_BOUNCES, "bounced because the address does not exist", "5 %"),
-    (Feedback.COMPLAINED, MOST_COMPLAINTS, "were reported as spam", "0.1 %"),
+    (Feedback.HARD_BOUNCE, MOST_HARD_BOUNCES, "bounced because the address does not exist", "5%"),
+    (Feedback.COMPLAINED, MOST_COMPLAINTS, "were reported as spam", "0.1%"),
 )
 
 
 def check(session: Session, broadcast_id: int, *, sample: int, now: datetime) -> bool:
     """Pause a broadcast that is over a limit until a person resumes it; return whether it did.
 
-    `sample` is how many messages must have been accepted at least; 0 for no circuit breaker. After a break only
-    messages count that were accepted since, so that what is known already does not break it again.
+    `sample` is how many messages must have been accepted at least. After a break only messages count that were accepted
+    since, so that what is known already does not break it again.
     """
     broadcast = session.execute(
         select(Broadcast.status, Broadcast.circuit_broken_at).where(Broadcast.id == broadcast_id)
     ).one_or_none()
-    if not sample or broadcast is None or broadcast.status not in {BroadcastStatus.SENDING, BroadcastStatus.PAUSED}:
+    if broadcast is None or broadcast.status not in {BroadcastStatus.SENDING, BroadcastStatus.PAUSED}:
         return False
     since = broadcast.circuit_broken_at
     for feedback, share, what, review in _LIMITS:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from . import audiences, broadcasts, feedback, figures, messages, pacing, services, terminal
 from .audiences import Audience
 from .broadcasts import Forecast, Progress
-from .db import commit_step, commit_steps, database_time, db
+from .db import LARGEST_ID, commit_step, commit_steps, database_time, db
 from .errors import RegistrationError, RepeatedBroadcastException
 
 POLL_SECONDS = 0.5
@@ -54,7 +54,7 @@ class Group(AppGroup):
 
 
 broadcast = Group("broadcast", help="Send a message to everybody who is registered, and look after it.")
-_id = click.argument("broadcast_id", metavar="ID", type=click.IntRange(1, 2**63 - 1), help="As `list` shows it.")
+_id = click.argument("broadcast_id", metavar="ID", type=click.IntRange(1, LARGEST_ID), help="As `list` shows it.")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 

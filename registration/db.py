@@ -66,6 +66,7 @@ Result = TypeVar("Result")
 
 LARGE_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column of type INTEGER."""
+LARGEST_ID = 2**63 - 1
 
 
 class Base(DeclarativeBase):

@@ -20,7 +20,7 @@ from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, u
 from sqlalchemy.orm import Session
 
 from . import addresses, confirmations, ledger
-from .db import UtcDateTime, rows_matched
+from .db import LARGEST_ID, UtcDateTime, rows_matched
 from .errors import InvalidEmailException
 from .models import (
     Delivery,
@@ -42,7 +42,6 @@ MOST_SOFT_BOUNCES = 5
 ROWS_AT_ONCE = 500
 LONGEST_BODY = 262_144
 _LONGEST_ASIDE = 16_384
-_LARGEST_ID = 2**63 - 1
 _WORD = re.compile(r"""(?:&\#?\w{1,12};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
 _AT = re.compile(
     r"[@\uff20\ufe6b]|\\u(?:0040|ff20|fe6b)|%(?:25)*40|=40|&(?:amp;)*(?:#0*64|#x0*40|commat)", re.IGNORECASE
@@ -152,7 +151,8 @@ def take(session: Session, bodies: Iterable[str], now: datetime) -> None:
             event = read(body)
             events[event.event_id] = event, body
         except UnreadableEventError as error:
-            rows |= _aside(body, str(error), now)
+            row = _aside(body, str(error), now)
+            rows[row["event_id"]] = row
     for event_id in _known(session, [*events, *rows]):
         events.pop(event_id, None)
         rows.pop(event_id, None)
@@ -171,9 +171,9 @@ def put_aside(session: Session, body: str, problem: str, now: datetime) -> None:
 
     Whoever is erased would be in it still; what the event is about can be found by our tag and the message id.
     """
-    for event_id, row in _aside(body, problem, now).items():
-        if not _known(session, [event_id]):
-            session.execute(insert(FeedbackEvent), row)
+    row = _aside(body, problem, now)
+    if not _known(session, [row["event_id"]]):
+        session.execute(insert(FeedbackEvent), row)
 
 
 def take_waiting(session: Session, now: datetime) -> int:
@@ -193,7 +193,7 @@ def take_waiting(session: Session, now: datetime) -> int:
 
 
 def forget(session: Session, now: datetime) -> int:
-    """Delete the next events that came long ago; return how many."""
+    """Delete the next events that came long ago; return how many. The index that finds them begins with the status."""
     old = select(FeedbackEvent.id).where(
         FeedbackEvent.status.in_(sorted(_E)), FeedbackEvent.received_at <= now - RETENTION
     )
@@ -225,6 +225,13 @@ _PARTS: Mapping[str, tuple[str, str]] = {
     "Subscription": ("subscription", ""),
 }
 """For each type of event, where the rest of it is, and the list of addresses in there; all recipients without one."""
+_PLAIN = {
+    "Delivery": _F.DELIVERED,
+    "DeliveryDelay": _F.DELAYED,
+    "Reject": _F.REJECTED,
+    "Rendering Failure": _F.REJECTED,
+}
+"""What the type of an event alone says of its message."""
 
 
 def _feedback(kind: str, part: Mapping[str, Any]) -> Feedback | None:
@@ -234,8 +241,7 @@ def _feedback(kind: str, part: Mapping[str, Any]) -> Feedback | None:
         return _F.HARD_BOUNCE if part["bounceType"] == "Permanent" else _F.SOFT_BOUNCE
     if kind == "Complaint":
         return None if part.get("complaintFeedbackType") == "not-spam" else _F.COMPLAINED
-    plain = {"Delivery": _F.DELIVERED, "DeliveryDelay": _F.DELAYED, "Reject": _F.REJECTED}
-    return plain.get(kind, _F.REJECTED if kind == "Rendering Failure" else None)
+    return _PLAIN.get(kind)
 
 
 def _parse(text: str) -> Any:
@@ -272,7 +278,7 @@ def _our_tag(tags: Any) -> tuple[int | None, str]:
     if delivery is None:
         return None, ""
     is_number = delivery.isascii() and delivery.isdecimal() and len(delivery) < 20
-    return (int(delivery) if is_number and int(delivery) <= _LARGEST_ID else 0), product or ""
+    return (int(delivery) if is_number and int(delivery) <= LARGEST_ID else 0), product or ""
 
 
 def _first(tags: Any, name: str) -> str | None:
@@ -303,11 +309,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def _aside(body: str, problem: str, now: datetime) -> dict[str, dict[str, Any]]:
+def _aside(body: str, problem: str, now: datetime) -> dict[str, Any]:
     nameless = _WORD.sub(lambda word: "[address]" if _AT.search(word[0]) else word[0], body)
     kept = nameless[:_LONGEST_ASIDE].encode("utf-8", "replace").decode()
-    event_id = _digest(nameless)
-    return {event_id: _row(event_id, _E.ASIDE, now, kept, problem[:255])}
+    return _row(_digest(nameless), _E.ASIDE, now, kept, problem[:255])
 
 
 def _known(session: Session, event_ids: Sequence[str]) -> set[str]:

@@ -141,10 +141,7 @@ class Flow:
             while self._bulk_calls[0][0] <= now - 2 * BULK_SECONDS:
                 self._bulk_calls.popleft()
             seconds, refused = now - self._bulk_calls[0][0], sum(was_refused for _, was_refused in self._bulk_calls)
-            shows = seconds >= BULK_SECONDS and len(self._bulk_calls) - refused <= min(refused, seconds + 1)
-            if shows:
-                self._bulk_calls.clear()
-            return shows
+            return seconds >= BULK_SECONDS and len(self._bulk_calls) - refused <= min(refused, seconds + 1)
 
     def _calls_a_second(self, spare: float = 1.0) -> float:
         """Return how many calls the rate asks for, at most as many as one process of Python has time for.

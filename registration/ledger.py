@@ -63,7 +63,7 @@ MOVES: Mapping[DeliveryStatus, frozenset[DeliveryStatus]] = {
     _S.CANCELLED: frozenset({_S.QUEUED}),
 }
 """For each status, those from which a delivery may come to it; nothing else is ever written."""
-_AFTER = {
+AFTER = {
     Verdict.ACCEPTED: _S.SENT,
     Verdict.REFUSED: _S.FAILED,
     Verdict.THROTTLED: _S.QUEUED,
@@ -72,6 +72,8 @@ _AFTER = {
     Verdict.APART: _S.QUEUED,
     Verdict.UNKNOWN: _S.SENDING,
 }
+"""What becomes of a delivery by the mail service's verdict. An unknown outcome waits for the end of its lease, during
+which an event of the mail service can still prove it accepted."""
 _BY_STATUS = Delivery, "FORCE INDEX (ix_delivery_broadcast_id_status_id)", "mysql"
 """MySQL 8.4 by itself would go through all that were sent, of this broadcast or of all, to come to the next one."""
 FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)
@@ -103,17 +105,6 @@ class Line:
     settled_at: datetime | None
     message_id: str | None
     feedback: Feedback | None
-
-
-def next_status(verdict: Verdict | None, attempts: int) -> DeliveryStatus:
-    """Decide what becomes of a delivery that is being sent, on its `attempts`-th attempt.
-
-    `verdict` is the mail service's; None when the lease has run out on a call that it left unanswered. An unknown
-    outcome waits for the end of its lease, during which an event of the mail service can still prove it accepted.
-    """
-    if verdict is None:
-        return _S.FAILED if attempts >= MOST_ATTEMPTS else _S.QUEUED
-    return _AFTER[verdict]
 
 
 def fill(session: Session, broadcast_id: int) -> bool:
@@ -186,7 +177,7 @@ def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: dat
     """Write down what became of a batch. An accepted message counts even if the lease has run out meanwhile."""
     by_status: dict[DeliveryStatus, dict[int, Outcome]] = {}
     for recipient, outcome in zip(batch.recipients, outcomes, strict=True):
-        by_status.setdefault(next_status(outcome.verdict, 0), {})[recipient.delivery_id] = outcome
+        by_status.setdefault(AFTER[outcome.verdict], {})[recipient.delivery_id] = outcome
     for status, group in by_status.items():
         reasons = {delivery_id: outcome.reason for delivery_id, outcome in group.items()}
         if status is _S.SENT:
@@ -259,7 +250,8 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
     by_status: dict[DeliveryStatus, list[int]] = {}
     for row in rows:
         if row.lease is None:
-            by_status.setdefault(next_status(None, row.attempts), []).append(row.id)
+            status = _S.FAILED if row.attempts >= MOST_ATTEMPTS else _S.QUEUED
+            by_status.setdefault(status, []).append(row.id)
     for status, ids in by_status.items():
         failed = {"reason": _UNANSWERED, "settled_at": now} if status is _S.FAILED else {}
         _move(session, ids, status, over, leased_until=None, **failed)

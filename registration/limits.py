@@ -84,10 +84,9 @@ class Limits:
     def __init__(self, *, per_network: int, altogether: int, storage: str = "") -> None:
         self._per_network = RateLimitItemPerMinute(per_network, namespace="network") if per_network else None
         self._altogether = RateLimitItemPerMinute(altogether, namespace="altogether") if altogether else None
-        own = Memory()
-        self._own = FixedWindowRateLimiter(own)
+        self._own = FixedWindowRateLimiter(Memory())
         self._storage = _connect(storage) if storage else None
-        self._shared = FixedWindowRateLimiter(self._storage or own)
+        self._shared = FixedWindowRateLimiter(self._storage) if self._storage else self._own
         self._away_until = 0.0
 
     def admit(self, ip_address: str | None) -> None:

@@ -17,7 +17,7 @@ _LINE_BREAKERS = {"Cc", "Cs", "Zl", "Zp"}
 """Cs is half of a character (a surrogate), which nothing can encode."""
 _ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*?\?=", re.IGNORECASE)
 """What mail programs decode in a header, line breaks and all: also with spaces, which RFC 2047 section 2 forbids."""
-_BYTE_ORDER_MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 _FILE_NAME = re.compile(r"@(\S+|[^\r\n]+\.\w{1,5})")
 """What curl's `--data-urlencode contents=@notice.txt` sends in place of the file."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -44,7 +44,7 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     is HTML that would hide the footer with the opt-out link. A byte order mark at the beginning, as some editors write
     it into a file, is left out.
     """
-    title, contents = title.removeprefix(_BYTE_ORDER_MARK).strip(), contents.removeprefix(_BYTE_ORDER_MARK)
+    title, contents = title.removeprefix(BYTE_ORDER_MARK).strip(), contents.removeprefix(BYTE_ORDER_MARK)
     if not title or len(title) > LONGEST_TITLE:
         raise InvalidEmailMessageException(_wrong_length("title", title, LONGEST_TITLE))
     if any(unicodedata.category(character) in _LINE_BREAKERS for character in title):
@@ -54,7 +54,7 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     _check_nothing_lost("title", title)
     _check("contents", contents, LONGEST_CONTENTS)
     if html is not None:
-        html = html.removeprefix(_BYTE_ORDER_MARK)
+        html = html.removeprefix(BYTE_ORDER_MARK)
         _check("html", html, LONGEST_HTML)
         if hidden_by := markup.find_place(html).hidden_by:
             raise InvalidEmailMessageException(

@@ -37,9 +37,6 @@ class Range:
     text: str
     intervals: tuple[Interval, ...]
 
-    def __contains__(self, key: int) -> bool:
-        return any(first <= key <= last for first, last in self.intervals)
-
 
 def sort_key(version: str) -> int | None:
     """Return a number that orders versions, or None for one that cannot be read.

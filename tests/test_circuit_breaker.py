@@ -64,7 +64,7 @@ def test_hard_bounces_of_four_in_a_hundred_pause_a_broadcast_until_a_person_resu
     paused = row(broadcast_id)
     assert (paused.status, paused.resume_at, paused.circuit_broken_at) == (BroadcastStatus.PAUSED, None, NOW)
     assert paused.reason == (
-        "20 of 500 messages (4.00%) bounced because the address does not exist; Amazon SES reviews the account at 5 %. "
+        "20 of 500 messages (4.00%) bounced because the address does not exist; Amazon SES reviews the account at 5%. "
         "Find out why with the operator, then resume it, or cancel it."
     )
     commit(broadcasts.underway, LATER)
@@ -118,10 +118,6 @@ def test_what_amazon_withholds_for_an_earlier_bounce_or_complaint_counts_for_not
 
     assert not check(broadcast_id)
     assert feedback.counts(db.session(), broadcast_id)[Feedback.REJECTED] == 60
-
-
-def test_no_sample_is_no_circuit_breaker() -> None:
-    assert not check(sending(100, hard_bounce=100), sample=0)
 
 
 def test_of_two_who_find_the_same_reason_the_second_does_not_undo_what_a_person_decided(

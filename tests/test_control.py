@@ -429,6 +429,21 @@ def test_a_cancel_ends_a_broadcast_and_a_retry_sends_it_to_the_rest(application:
     assert mailer.sent == Counter(emails)
 
 
+def test_whoever_waits_is_told_of_a_cancel_when_the_figures_are_final(application: Flask, client: FlaskClient) -> None:
+    application.config["BROADCAST_WAIT_SECONDS"] = 10.0
+    register(application, 500)
+    mailer = SlowMailer(0.05)
+    with sending(application, mailer), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: post(application.test_client(), **NOTICE))
+        until(lambda: len(mailer.begun) >= 3)
+        (only,) = get(client, "").json["broadcasts"]
+        post(client, f"/{only['broadcastId']}/cancel")
+
+        answer = waiting.result()
+
+    assert (answer.status_code, answer.json["status"], answer.json["remaining"]) == (200, "cancelled", 0)
+
+
 def test_steering_by_many_at_once_loses_nobody_and_sends_nothing_twice(application: Flask, client: FlaskClient) -> None:
     emails = register(application, 100)
     mailer = SlowMailer(0.01)

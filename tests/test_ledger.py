@@ -174,25 +174,20 @@ NEXT = {
 }
 
 
-@pytest.mark.parametrize("verdict", Verdict)
-@pytest.mark.parametrize("attempts", [0, 1, ledger.MOST_ATTEMPTS, ledger.MOST_ATTEMPTS + 1])
-def test_each_verdict_decides_alone_what_becomes_of_a_delivery(verdict: Verdict, attempts: int) -> None:
-    assert ledger.next_status(verdict, attempts) is NEXT[verdict]
+def test_each_verdict_decides_what_becomes_of_a_delivery() -> None:
+    assert ledger.AFTER == NEXT
 
 
-@pytest.mark.parametrize(
-    ("attempts", "status"),
-    [
-        (1, DeliveryStatus.QUEUED),
-        (ledger.MOST_ATTEMPTS - 1, DeliveryStatus.QUEUED),
-        (ledger.MOST_ATTEMPTS, DeliveryStatus.FAILED),
-        (ledger.MOST_ATTEMPTS + 1, DeliveryStatus.FAILED),
-    ],
-)
-def test_a_call_that_is_left_unanswered_is_made_again_until_the_attempts_are_used_up(
-    attempts: int, status: DeliveryStatus
-) -> None:
-    assert ledger.next_status(None, attempts) is status
+def test_a_call_that_is_left_unanswered_is_made_again_until_the_attempts_are_used_up() -> None:
+    broadcast_id = filled(1)
+    statuses = []
+    for attempt in range(ledger.MOST_ATTEMPTS):
+        now = NOW + 2 * attempt * ledger.LEASE
+        settle(claim(broadcast_id, now=now), UNKNOWN)
+        commit(ledger.expire, broadcast_id, now + 2 * ledger.LEASE)
+        statuses += [line.status for line in lines(broadcast_id)]
+
+    assert statuses == [DeliveryStatus.QUEUED] * (ledger.MOST_ATTEMPTS - 1) + [DeliveryStatus.FAILED]
 
 
 def test_who_was_tried_in_vain_can_be_left_aside_as_long_as_there_are_others() -> None:

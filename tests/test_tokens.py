@@ -86,6 +86,7 @@ def test_a_link_holds_no_more_and_no_less_than_it_should() -> None:
 def test_a_confirmation_expires_after_seven_days() -> None:
     link = token(TOKENS.confirmation_url(PRODUCT_ID, NOW))
 
+    assert timedelta(days=7) == CONFIRMATION_LIFETIME, "as the mail, the page in each language and docs/consent.md say"
     assert TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME) == (PRODUCT_ID, NOW)
     with pytest.raises(ExpiredLinkException):
         TOKENS.read_confirmation(link, NOW + CONFIRMATION_LIFETIME + SECOND)

@@ -124,6 +124,11 @@ SOME_VERSIONS = st.builds(
 CLAUSES = st.tuples(st.sampled_from(sorted(OPERATORS)), SOME_VERSIONS)
 
 
+def is_in(version: str, written: Range) -> bool:
+    key = sort_key(version)
+    return key is not None and any(first <= key <= last for first, last in written.intervals)
+
+
 def range_or_none(text: str) -> Range | None:
     try:
         return parse_range(text)
@@ -137,9 +142,8 @@ def test_a_range_agrees_with_comparing_versions(clauses: list[tuple[str, str]], 
     written = range_or_none(", ".join(f"{sign} {version}" for sign, version in clauses))
 
     for candidate in [*candidates, *(version for _, version in clauses)]:
-        key = sort_key(candidate)
-        holds = all(OPERATORS[sign](key, sort_key(version)) for sign, version in clauses)
-        assert (written is not None and key in written) == holds
+        holds = all(OPERATORS[sign](sort_key(candidate), sort_key(version)) for sign, version in clauses)
+        assert (written is not None and is_in(candidate, written)) == holds
 
 
 @given(st.lists(CLAUSES, min_size=1, max_size=5))
@@ -162,7 +166,7 @@ def test_a_compatible_version_is_at_least_this_one_and_of_its_series(numbers: li
 
     assert parse_range(f"~={version}").intervals == parse_range(f">={version},=={series}.*").intervals
     belongs = candidate.replace("-dev", "").replace(" (", ".").startswith(f"{series}.")
-    assert (sort_key(candidate) in parse_range(f"=={series}.*")) == belongs
+    assert is_in(candidate, parse_range(f"=={series}.*")) == belongs
 
 
 @pytest.mark.parametrize(
@@ -185,9 +189,9 @@ def test_what_is_in_a_range(text: str, inside: list[str], outside: list[str]) ->
     written = parse_range(text)
 
     for version in inside:
-        assert sort_key(version) in written, version
+        assert is_in(version, written), version
     for version in outside:
-        assert sort_key(version) not in written, version
+        assert not is_in(version, written), version
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ WHY = "You get this because this address was left with the installer of an OpenE
 STOP = "Stop these notices"
 NO_LINK = "(This is a test: everybody else gets a link of their own here.)"
 ONE_CLICK = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
+FEEDBACK_ID = "openemr-notices"
+"""The beginning of the Feedback-ID header, by which Gmail tells our notices from others' mail."""
 LONGEST_LINK = 900
 """A header of Amazon SES has 996 characters at most, its name included."""
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from ..messages import Message
 from . import Account, Outcome, Recipient, Verdict
-from .letters import Letterhead
+from .letters import FEEDBACK_ID, Letterhead
 
-FEEDBACK_ID = "openemr-notices"
 _LONGEST_NAME = 200
 _PLAIN_TITLE = 60
 """Characters of an ASCII title that fits a line."""

@@ -39,7 +39,7 @@ from botocore.parsers import ResponseParserError
 
 from ..messages import Message
 from . import Account, Outcome, Recipient, Verdict
-from .letters import ONE_CLICK, Letter, Letterhead
+from .letters import FEEDBACK_ID, ONE_CLICK, Letter, Letterhead
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
@@ -76,7 +76,7 @@ SES escapes nothing: what goes into the HTML part is HTML already.
 """
 _USER_AGENT = f"OpenEMR-Product-Registration Boto3/{boto3.__version__}"
 """botocore would put its own together twice for each call, which is a tenth of the cost of a call."""
-_FEEDBACK_ID = {"Name": "ses:feedback-id-a", "Value": "openemr-notices"}
+_FEEDBACK_ID = {"Name": "ses:feedback-id-a", "Value": FEEDBACK_ID}
 """SES writes the Feedback-ID header itself and begins it with the value of this tag."""
 
 _call = threading.local()

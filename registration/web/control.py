@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from .. import audiences, broadcasts, feedback, figures, messages, services, trials
 from ..audiences import Audience
-from ..db import commit_step, commit_steps, database_time, db
+from ..db import LARGEST_ID, commit_step, commit_steps, database_time, db
 from ..errors import (
     InvalidEmailMessageException,
     InvalidIdempotencyKeyException,
@@ -26,7 +26,7 @@ from ..messages import Message
 from ..models import BroadcastStatus
 from . import access
 from .errors import UNAVAILABLE
-from .fields import LARGEST_ID, Fields
+from .fields import Fields
 
 bp = Blueprint("control", __name__, url_prefix="/api/registration/broadcast")
 
@@ -177,7 +177,7 @@ def _answer(told: dict[str, Any]) -> Response:
 
 
 def _watch(broadcast_id: int) -> dict[str, Any]:
-    """Wait while a broadcast is sending, as long as the settings say, and return its figures."""
+    """Wait until a broadcast rests or has ended, as long as the settings say, and return its figures."""
     _wait_for_end(broadcast_id)
     return _figures(broadcast_id)
 
@@ -197,7 +197,7 @@ def _watch_new(broadcast_id: int, recipients: int) -> dict[str, Any]:
 
 def _wait_for_end(broadcast_id: int) -> None:
     give_up = time.monotonic() + current_app.config["BROADCAST_WAIT_SECONDS"]
-    while broadcasts.status_of(db.session(), broadcast_id) is BroadcastStatus.SENDING:
+    while broadcasts.is_moving(db.session(), broadcast_id):
         db.session.rollback()
         if time.monotonic() >= give_up:
             return

@@ -10,13 +10,13 @@ from flask import Blueprint, Response, request, stream_with_context, url_for
 from flask.typing import ResponseReturnValue
 
 from .. import broadcasts, ledger, spreadsheets
-from ..db import db
+from ..db import LARGEST_ID, db
 from ..errors import InvalidQueryException
 from ..figures import iso
 from ..ledger import Line
 from ..models import DeliveryStatus
 from . import access
-from .fields import LARGEST_ID, Fields
+from .fields import Fields
 
 bp = Blueprint("deliveries", __name__, url_prefix="/api/registration/broadcast")
 

@@ -17,8 +17,6 @@ from .. import addresses
 from ..addresses import Address
 from ..errors import InvalidEmailException, RegistrationError, UnsupportedInputException
 
-LARGEST_ID = 2**63 - 1
-
 _FLAGS = {"true": True, "false": False}
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

@@ -67,7 +67,7 @@ def test_the_beginnings_drawn_are_those_that_happen(make_application: Callable[[
 def test_the_table_of_trouble_is_what_is_decided() -> None:
     rows = re.findall(r"^\|[^|]+\| `([A-Z]+)` \| `(\w+)`", PAGE, re.MULTILINE)
 
-    decided = {verdict.name: ledger.next_status(verdict, 1) for verdict in Verdict if verdict is not Verdict.ACCEPTED}
+    decided = {verdict.name: ledger.AFTER[verdict] for verdict in Verdict if verdict is not Verdict.ACCEPTED}
     assert dict(rows) == decided
 
 
