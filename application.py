@@ -75,9 +75,9 @@ def _serve(settings: config.Config) -> int:
     workers = [] if "celery" in application.extensions else _workers(application)
     threads = _threads(workers)
     _on_termination(lambda: threading.Thread(target=server.shutdown).start())
+    _introduce(settings)  # fails where nobody reads on, and a thread that runs by then would keep the process alive
     for thread in threads:
         thread.start()
-    _introduce(settings)
     server.serve_forever()
     for worker in workers:
         worker.stop()

@@ -30,7 +30,7 @@ class InvalidSecretPinException(RegistrationError):
 
 
 class TooManyAttemptsException(RegistrationError):
-    """There were too many wrong secret pins. Wait before you try again."""
+    """Too many wrong secret pins. Wait a quarter of an hour, or use another connection, such as your phone's."""
 
 
 class InvalidEmailMessageException(RegistrationError):

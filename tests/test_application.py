@@ -171,6 +171,21 @@ def test_a_taken_port_is_said_so(start: Callable[..., Any], environment: dict[st
     assert "Traceback" not in printed
 
 
+def test_it_does_not_go_on_when_nobody_reads_where_it_is(environment: dict[str, str], tmp_path: Path) -> None:
+    """As of `python application.py --dev | head`: a sender would run on for ever beside no server."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, ROOT / "application.py", "--dev"]
+
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=writing, stderr=subprocess.DEVNULL)
+
+    os.close(writing)
+    try:
+        assert process.wait(START_SECONDS) != 0
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize(("number", "are_left_held"), [(signal.SIGTERM, False), (signal.SIGKILL, True)])
 def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
     start: Callable[..., Any],

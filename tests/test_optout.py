@@ -105,7 +105,7 @@ def test_a_link_that_was_cut_off_or_made_longer_gets_the_same_page(client: Flask
 
 
 @pytest.mark.parametrize(
-    ("status", "title"), [(S.ACTIVE, "OpenEMR&#39;s notices"), (S.OPTED_OUT, "You get no more mail")]
+    ("status", "title"), [(S.ACTIVE, "OpenEMR&#39;s notices"), (S.OPTED_OUT, "This address gets no more mail")]
 )
 def test_the_address_of_a_page_that_was_posted_can_be_opened_again(
     client: FlaskClient, status: RegistrationStatus, title: str
@@ -123,8 +123,8 @@ TITLES = {
     S.ACTIVE: ("OpenEMR's notices", "Thank you, you are registered"),
     S.UNCONFIRMED: ("Your registration is not confirmed", "This link has expired"),
     S.BOUNCED: ("You get no mail from us", "You get no mail from us"),
-    S.OPTED_OUT: ("You get no more mail from us", "This link has expired"),
-    S.COMPLAINED: ("You get no more mail from us", "This link has expired"),
+    S.OPTED_OUT: ("This address gets no more mail from us", "This link has expired"),
+    S.COMPLAINED: ("You get no mail from us", "This link has expired"),
     S.ERASED: ("Your address is deleted", "Your address is deleted"),
 }
 

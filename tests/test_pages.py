@@ -105,6 +105,8 @@ def test_everything_works_without_javascript_and_leaves_no_cookie(browser: Brows
     assert registered().status is RegistrationStatus.OPTED_OUT
     page.get_by_role("button", name="Undo").click()
     assert registered().status is RegistrationStatus.ACTIVE
+    assert page.get_by_role("heading", name="Thank you, you are registered").is_visible()
+    page.goto(opt_out_url(*served))
     page.get_by_role("button", name="Delete my address too").click()
     page.get_by_role("button", name="Go back").click()
     page.get_by_role("button", name="Delete my address too").click()
@@ -113,3 +115,34 @@ def test_everything_works_without_javascript_and_leaves_no_cookie(browser: Brows
     assert page.get_by_role("heading", name="Your address is deleted").is_visible()
     assert context.cookies() == []
     context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+@pytest.mark.parametrize("locale", ["en-US", "fr"])
+def test_two_taps_in_one_place_do_no_more_than_one(
+    browser: Browser, served: tuple[Flask, str], width: int, locale: str
+) -> None:
+    """What undoes an opt-out, or deletes the address for good, may come to be where the finger is."""
+    context = browser.new_context(viewport={"width": width, "height": 700}, locale=locale)
+    page = context.new_page()
+    page.goto(opt_out_url(*served))
+
+    tap_twice(page, "button.first")
+    assert registered().status is RegistrationStatus.OPTED_OUT
+
+    tap_twice(page, "button.other")
+    assert registered().status is RegistrationStatus.OPTED_OUT
+    assert "/erase" in page.url
+    context.close()
+
+
+def tap_twice(page: Page, selector: str) -> None:
+    """Tap on the upper part of a button, which is there by then, and again as soon as the next page is."""
+    page.locator(selector).hover()
+    box = page.locator(selector).bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + 8
+    with page.expect_navigation():
+        page.mouse.click(x, y)
+    page.mouse.click(x, y)
+    page.wait_for_timeout(300)

@@ -54,7 +54,7 @@ class Fields:
         """Return a value, or an empty text when it is missing."""
         value = self._values.get(name, "")
         if not isinstance(value, str):
-            raise self.unreadable(f"The field `{name}` must be text.")
+            raise self.unreadable(f"The field `{name}` must be text, and no file.")
         if _REPLACEMENT in value or not _is_unicode(value):
             raise self.unreadable(f"The field `{name}` is not UTF-8 text, or has lost a character: {_REPLACEMENT}.")
         return value

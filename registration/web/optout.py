@@ -89,7 +89,8 @@ def undo(token: str) -> ResponseReturnValue:
     """Take an opt-out back."""
     product_id = _opting_out(token)
     commit_step(lambda session: consent.undo_opt_out(session, product_id))
-    return _answer(_standing(token, product_id))
+    is_active = consent.status_of(db.session(), product_id) is RegistrationStatus.ACTIVE
+    return _answer(_welcome() if is_active else _standing(token, product_id))
 
 
 @bp.get(f"/opt-out/{_TOKEN}/erase")
@@ -174,7 +175,7 @@ def refuse_expired(_: ExpiredLinkException) -> ResponseReturnValue:
     """Say in a friendly way that a link has expired."""
     text = gettext(
         "A link to confirm works once, within seven days, and not after you opted out or got a newer one. "
-        "Register again to get another one."
+        "Register again in OpenEMR to get another one."
     )
     return _answer(Page(gettext("This link has expired"), text), STATUS[ExpiredLinkException])
 
@@ -200,12 +201,16 @@ def _standing(token: str, product_id: uuid.UUID) -> Page:
     if status is RegistrationStatus.ERASED:
         return _erased()
     erase_me = Button(gettext("Delete my address too"), url_for(".ask_to_erase", token=token), "get")
-    if status in confirmations.SAID_NO:
+    if status is RegistrationStatus.OPTED_OUT:
         undo_it = Button(gettext("Undo: send me notices again"), url_for(".undo", token=token))
-        buttons = (undo_it, erase_me) if status is RegistrationStatus.OPTED_OUT else (erase_me,)
-        return Page(
-            gettext("You get no more mail from us"), gettext("You have opted out of OpenEMR's notices."), buttons
+        text = gettext("You have opted out of OpenEMR's notices.")
+        return Page(gettext("This address gets no more mail from us"), text, (undo_it, erase_me))
+    if status is RegistrationStatus.COMPLAINED:
+        text = gettext(
+            "A message of ours was reported as spam from your address, so we send no more. "
+            "Register again in OpenEMR to get notices."
         )
+        return Page(gettext("You get no mail from us"), text, (erase_me,))
     leave = Button(gettext("Opt out"), url_for(".opt_out", token=token))
     if status is RegistrationStatus.BOUNCED:
         return _bounced(leave, erase_me)
@@ -224,12 +229,16 @@ def _confirmed(product_id: uuid.UUID) -> Page:
         return _bounced()
     if status in confirmations.CONFIRMABLE:
         raise ExpiredLinkException
+    return _welcome()
+
+
+def _welcome() -> Page:
     text = gettext("You will get security and update notices of OpenEMR. Each of them has a link to opt out.")
     return Page(gettext("Thank you, you are registered"), text)
 
 
 def _bounced(*buttons: Button) -> Page:
-    text = gettext("Mail to your address came back, so we send no more. Register again to get notices.")
+    text = gettext("Mail to your address came back, so we send no more. Register again in OpenEMR to get notices.")
     return Page(gettext("You get no mail from us"), text, buttons)
 
 
