@@ -246,6 +246,52 @@ def test_plain_text_keeps_its_lines_and_its_indentation_is_no_code() -> None:
     assert "<pre" not in html
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"Delete C:\_backup and \\server\share\*.php, and again C:\*.php",
+        "Look at sites/*/documents/*.php, sites/*/era/*.php, *.php and *.inc, or *.php,*.inc",
+        "__init__.py, __construct, _id_ and /etc/__pycache__/x",
+        "5*3*2 = 30 and 2**3**4",
+        r"Escape \* and \_ and \# and \\",
+    ],
+)
+def test_paths_and_calculations_stay_as_they_were_written(text: str) -> None:
+    html = render(text)
+
+    assert Shown(html).text.strip() == text
+    assert html.count("<") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("(**yes**) and *no*.", "(<strong>yes</strong>) and <em>no</em>."),
+        ("**Note:** ***both***, **bold *nested* here**", "<strong>bold <em>nested</em> here</strong>"),
+        ('"**quoted**"', "<strong>quoted</strong>"),
+        ("**Sicherheits**-Update", "<strong>Sicherheits</strong>-Update"),
+        ("**重要**です", "<strong>重要</strong>です"),
+    ],
+)
+def test_words_between_asterisks_are_emphasized(text: str, html: str) -> None:
+    assert html in render(text)
+
+
+def test_items_keep_the_numbers_that_they_were_given() -> None:
+    """Markdown would count on, and make the third of December of the twelfth."""
+    html = render("1. Back up.\n2. Update.\n\n12. December is the deadline.\n\n- no number")
+
+    assert re.findall(r'<li value="(\d+)"', html) == ["1", "2", "12"]
+    assert html.count("<li") == 4
+
+
+def test_a_line_of_dashes_makes_no_heading_of_what_is_above_it() -> None:
+    html = render("Yours,\nthe board\n---\nOpenEMR\n===")
+
+    assert "<h" not in html.replace("<hr", "")
+    assert Shown(html).text.split() == ["Yours,", "the", "board", "OpenEMR", "==="]
+
+
 def test_html_inside_markdown_is_shown_and_not_run() -> None:
     html = render("<script>alert(1)</script>\n\n<img src=x onerror=alert(1)> and <b>this</b>")
 

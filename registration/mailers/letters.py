@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, blockquote, list_block, table
 from markdown_it.rules_block.table import escapedSplit, getLine
+from markdown_it.rules_inline import StateInline, emphasis
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
@@ -25,7 +26,7 @@ from .. import markup
 from ..messages import Message
 
 PROJECT = "OpenEMR security and update notices"
-WHY = "You get this because this address was left with the installer of an OpenEMR installation."
+WHY = "You get this because this address was entered when OpenEMR was installed."
 STOP = "Stop these notices"
 NO_LINK = "(This is a test: everybody else gets a link of their own here.)"
 ONE_CLICK = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
@@ -74,6 +75,8 @@ _IN_A_HEADER = re.compile(r"[!#-%(-;=?-~]+")
 
 _LANGUAGE = re.compile(r"[\w+#.-]*")
 """What follows a fence and says in which language the code is."""
+_WORD_BEFORE, _WORD_AFTER = re.compile(r"[\w/\\.@=~$]", re.ASCII), re.compile(r"[\w/\\@=~$]|\.\w", re.ASCII)
+"""What is before, or after, an asterisk inside a word, a path or a calculation."""
 _DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
 """Levels at which no quote and no list begins any more; a quote is one level, and a list two."""
 BlockRule = Callable[[StateBlock, int, int, bool], bool]
@@ -159,10 +162,13 @@ def render(text: str) -> str:
     """Return Markdown as HTML with its styles in each tag; HTML inside it is shown, not run.
 
     Links are absolute http, https or mailto ones; others stay text. An indented line is text, not code, and a line
-    break is one, because people write plain text too. Each paragraph, item or cell runs in its own direction.
+    break is one, because people write plain text too: paths and numbers stay as they were written. Each paragraph, item
+    or cell runs in its own direction.
     """
     tokens = _markdown.parse(text)
     for token in (each for block in tokens for each in (block, *(block.children or []))):
+        if token.type == "list_item_open" and token.info:
+            token.attrSet("value", token.info)
         if style := _STYLES.get(token.tag) if token.nesting >= 0 else None:
             token.attrJoin("style", style)
     _direct(tokens)
@@ -230,14 +236,27 @@ def _read_table(state: StateBlock, start: int, end: int, silent: bool) -> bool: 
     return found
 
 
+def _emphasize(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+    """Read asterisks as emphasis only around words, and underscores never: `sites/*/a.php`, `5*3*2`, `__init__.py`."""
+    start, before = state.pos, len(state.delimiters)
+    if state.src[start] == "_" or not emphasis.tokenize(state, silent):
+        return False
+    for delimiter in state.delimiters[before:]:
+        delimiter.open &= not (start and _WORD_BEFORE.match(state.src, start - 1))
+        delimiter.close &= not _WORD_AFTER.match(state.src, state.pos)
+    return True
+
+
 def _create_markdown() -> MarkdownIt:
     """Build a Markdown of which no text is lost.
 
-    The preset drops what is nested more than twenty deep, and what looks like the definition of a link; and on a
-    phone, what is nested half as deep has no room left.
+    The preset drops what is nested more than twenty deep, what looks like the definition of a link, and backslashes, of
+    which paths are full; and on a phone, what is nested half as deep has no room left. It takes a line above dashes,
+    such as a signature, for a heading.
     """
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "linkify": True})
-    markdown.enable(["table", "linkify"]).disable(["code", "reference"])
+    markdown.enable(["table", "linkify"]).disable(["code", "reference", "lheading", "escape"])
+    markdown.inline.ruler.at("emphasis", _emphasize)
     # It finds links in the middle of a word too, and needs a minute and a half for 100 KB of them; the core rule finds
     # those that follow white space or punctuation.
     markdown.inline.ruler.disable("linkify")
