@@ -23,6 +23,8 @@ LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
 """Calls at once. A process that dies leaves up to a copy for each recipient in them, so there are more of one each."""
+OF_LATE_SECONDS = 5.0
+"""Calls that ended longer ago say nothing of how long one takes now."""
 UNKNOWN_CALL_SECONDS = 0.25
 """What a call is assumed to last until one was measured: if less, too few threads would start, and calls be late."""
 CALL_PROCESSOR_SECONDS = 0.006
@@ -56,14 +58,14 @@ class Flow:
         self.are_bulk_calls_scarce = False
         self.is_probing = False
         self._apart_until = self._departed_at = self._behind = 0.0
-        self._seconds: deque[float] = deque(maxlen=50)
+        self._seconds: deque[tuple[float, float]] = deque(maxlen=50)
         self._processor_seconds: deque[float] = deque(maxlen=50)
         self._bulk_calls: deque[tuple[float, bool]] = deque()
         self._turn = threading.Lock()
 
     def note_call(self, seconds: float, processor_seconds: float) -> None:
         """Note how long a call and the writing down of its outcomes took, by the clock and by the processor."""
-        self._seconds.append(seconds)
+        self._seconds.append((time.monotonic(), seconds))
         self._processor_seconds.append(processor_seconds)
 
     def calls_in_flight(self) -> int:
@@ -77,7 +79,7 @@ class Flow:
         fewest = FEWEST_SINGLE_IN_FLIGHT if self.are_bulk_calls_scarce else FEWEST_IN_FLIGHT
         if math.isinf(self.rate):
             return fewest
-        wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._seconds, UNKNOWN_CALL_SECONDS))
+        wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._of_late(), UNKNOWN_CALL_SECONDS))
         return min(max(fewest, wanted), MOST_IN_FLIGHT)
 
     def calls_ahead(self) -> int:
@@ -119,16 +121,19 @@ class Flow:
         """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is refused."""
         self._apart_until = time.monotonic() + APART_SECONDS
 
-    def departure(self, due_at: float, messages: int) -> float:
+    def departure(self, due_at: float, messages: int, *, latest: float) -> float:
         """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows.
 
-        In seconds of `time.monotonic`, as `due_at` is.
+        In seconds of `time.monotonic`, as `due_at` is. After `latest` it is not made, and the next ones do not wait for
+        it: each that is given back would else make the following later.
         """
         spacing = messages * pacing.HEADROOM / self.steady_rate
         with self._turn:
-            self._departed_at = max(time.monotonic(), due_at, self._departed_at + spacing)
-            self._behind = self._departed_at - due_at
-            return self._departed_at
+            leave_at = max(time.monotonic(), due_at, self._departed_at + spacing)
+            self._behind = leave_at - due_at
+            if leave_at <= latest:
+                self._departed_at = leave_at
+            return leave_at
 
     def shows_scarce_bulk_calls(self, *, was_refused: bool) -> bool:
         """Note a bulk call, and return whether by now hardly more than one a second is let through.
@@ -142,6 +147,11 @@ class Flow:
                 self._bulk_calls.popleft()
             seconds, refused = now - self._bulk_calls[0][0], sum(was_refused for _, was_refused in self._bulk_calls)
             return seconds >= BULK_SECONDS and len(self._bulk_calls) - refused <= min(refused, seconds + 1)
+
+    def _of_late(self) -> list[float]:
+        """Return how long the calls of the last seconds took, or the last four if there were none."""
+        calls, since = list(self._seconds), time.monotonic() - OF_LATE_SECONDS
+        return [seconds for ended_at, seconds in calls if ended_at > since] or [seconds for _, seconds in calls[-4:]]
 
     def _calls_a_second(self, spare: float = 1.0) -> float:
         """Return how many calls the rate asks for, at most as many as one process of Python has time for.

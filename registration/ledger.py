@@ -139,18 +139,17 @@ def fill(session: Session, broadcast_id: int) -> bool:
 
 
 def claim(
-    session: Session, broadcast_id: int, *, lease: str, limit: int, now: datetime, untried_first: bool = False
+    session: Session, broadcast_id: int, *, lease: str, limit: int, now: datetime, tried_at_most: int | None = None
 ) -> Batch | None:
     """Claim up to `limit` queued deliveries; return None when there is none to claim.
 
-    Whoever is no longer active becomes `skipped` here, at the last moment before the call. `untried_first` leaves those
-    aside for whom a call went unanswered, as long as there are others: it might be another copy for the same few.
+    Whoever is no longer active becomes `skipped` here, at the last moment before the call. `tried_at_most` leaves those
+    aside for whom more calls went unanswered.
     """
     queued = _select(broadcast_id, _S.QUEUED, Delivery.id).order_by(Delivery.id).limit(limit)
-    queued = queued.with_for_update(skip_locked=True)
-    untried = queued.where(Delivery.attempts == 0)
-    ids = session.execute(untried).scalars().all() if untried_first else []
-    ids = ids or session.execute(queued).scalars().all()
+    if tried_at_most is not None:
+        queued = queued.where(Delivery.attempts <= tried_at_most)
+    ids = session.execute(queued.with_for_update(skip_locked=True)).scalars().all()
     if not ids:
         return None
     _move(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
+from itertools import product
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -220,15 +221,22 @@ class Sender:
                 self._guard(partial(self._carry_out, calls.get(timeout=LOOK_SECONDS)))
 
     def _claim_lot(self) -> list[Call]:
-        """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
-        for work in self._work:
-            if work.status is not BroadcastStatus.SENDING:
-                continue
+        """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls.
+
+        While no call is answered, who was tried least comes first, of whatever broadcast: another call may be another
+        copy, and to the few who are left of one broadcast it may never be answered.
+        """
+        if self._trouble.rests_at(time.monotonic()):
+            self._claim_at = time.monotonic() + LOOK_SECONDS
+            return []
+        sending = [work for work in self._work if work.status is BroadcastStatus.SENDING]
+        tried_at_most = range(ledger.MOST_ATTEMPTS) if self._flow.is_probing else [None]
+        for tried, work in product(tried_at_most, sending):
             before = self._flow.largest
             self._flow.largest = self.mailer.largest_batch(self._message_of(work.broadcast_id))
             with self.sessions.begin() as session:
                 bulk_call = self._claim_bulk_call(session, work.broadcast_id)
-                lot = bulk_call or self._claim_and_reserve(session, work.broadcast_id)
+                lot = bulk_call or self._claim_and_reserve(session, work.broadcast_id, tried)
             if lot:
                 return lot
             self._flow.largest = before
@@ -237,16 +245,12 @@ class Sender:
         return []
 
     def _claim_bulk_call(self, session: Session, broadcast_id: int) -> list[Call]:
-        """Claim for the one bulk call a second where they are scarce; it leaves beside the calls at the pace.
-
-        When all rest, it rests with them.
-        """
+        """Claim for the one bulk call a second where they are scarce; it leaves beside the calls at the pace."""
         if not self._flow.has_scarce_bulk_calls:
             return []
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=AHEAD_SECONDS)
-        are_all_resting = pacing.free_in(session, rate=rate, now=now.timestamp()) > RESTING_SECONDS
-        if turn is BulkTurn.NOT_YET or are_all_resting:
+        if turn is BulkTurn.NOT_YET:
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
@@ -259,7 +263,7 @@ class Sender:
         pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 
-    def _claim_and_reserve(self, session: Session, broadcast_id: int) -> list[Call] | None:
+    def _claim_and_reserve(self, session: Session, broadcast_id: int, tried_at_most: int | None) -> list[Call] | None:
         """Claim and reserve for one broadcast; return None when it is too early for anybody."""
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - AHEAD_SECONDS
@@ -269,10 +273,8 @@ class Sender:
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         largest = self._flow.recipients_a_call()
-        limit, is_probing = self._flow.lot(), self._flow.is_probing
-        batch = ledger.claim(
-            session, broadcast_id, lease=uuid.uuid4().hex, limit=limit, now=now, untried_first=is_probing
-        )
+        lease, limit = uuid.uuid4().hex, self._flow.lot()
+        batch = ledger.claim(session, broadcast_id, lease=lease, limit=limit, now=now, tried_at_most=tried_at_most)
         if batch is None:
             return []
         wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
@@ -329,8 +331,8 @@ class Sender:
         if call.is_beside:
             leave_at, latest = call.due_at, call.due_at + LATE_BESIDE_SECONDS
         else:
-            leave_at = self._flow.departure(call.due_at, len(call.batch.recipients))
             latest = call.due_at + LATE_SECONDS
+            leave_at = self._flow.departure(call.due_at, len(call.batch.recipients), latest=latest)
         if leave_at > latest or self.stopping.wait(max(0.0, leave_at - time.monotonic())):
             return False
         return time.monotonic() <= latest
@@ -384,7 +386,10 @@ class Sender:
                 return [None] * len(settled)
 
     def _heed(self, call: Call, outcomes: Sequence[Outcome]) -> None:
-        """Slow down or rest when the outcomes ask for it."""
+        """Slow down or rest when the outcomes ask for it.
+
+        What one sender cannot reach holds nobody up as long as others get through.
+        """
         verdicts = {outcome.verdict for outcome in outcomes}
         was_one_too_many = len(outcomes) > 1 and self._note_bulk_call(call.bulk_turn, verdicts)
         if Verdict.APART in verdicts:
@@ -393,15 +398,15 @@ class Sender:
         self._flow.is_probing = self._trouble.is_unanswered
         if advice == ALL_IS_WELL:
             return
+        now = self._clock.time()
         with self.sessions.begin() as session:
-            if advice.hold is not None:
+            is_ours = verdicts == {Verdict.UNREACHED} and ledger.recent_rate(session, call.broadcast_id, now) > 0
+            if advice.hold is not None and not is_ours:
                 self._sending.discard(call.broadcast_id)
-                broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=self._clock.time())
+                broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=now)
                 log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": call.broadcast_id})
             elif advice.slow_down and not was_one_too_many:
-                pacing.slow_down(session, now=self._clock.time().timestamp())
-            elif advice.rest_seconds:
-                pacing.back_off(session, advice.rest_seconds, now=self._clock.time().timestamp())
+                pacing.slow_down(session, now=now.timestamp())
 
     def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:
         """Note whether a bulk call was let through; return whether it was refused for being one too many."""

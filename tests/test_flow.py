@@ -107,18 +107,41 @@ def test_while_calls_are_kept_apart_none_is_a_bulk_call(monkeypatch: pytest.Monk
 def test_calls_leave_at_their_instants_and_late_ones_as_the_granted_rate_allows() -> None:
     calls, now = flow_at(100.0 * pacing.HEADROOM), time.monotonic()
 
-    assert calls.departure(now + 5.0, 10) == now + 5.0
-    assert calls.departure(now + 1.0, 10) == pytest.approx(now + 5.1)
-    assert calls.departure(now + 1.1, 20) == pytest.approx(now + 5.3)
+    assert calls.departure(now + 5.0, 10, latest=math.inf) == now + 5.0
+    assert calls.departure(now + 1.0, 10, latest=math.inf) == pytest.approx(now + 5.1)
+    assert calls.departure(now + 1.1, 20, latest=math.inf) == pytest.approx(now + 5.3)
+
+
+def test_calls_that_come_too_late_do_not_make_the_next_ones_late() -> None:
+    calls, now = flow_at(100.0 * pacing.HEADROOM), time.monotonic()
+    calls.departure(now + 5.0, 10, latest=now + 5.0)
+
+    late = [calls.departure(now + 1.0, 10, latest=now + 1.5) for _ in range(50)]
+
+    assert late == [pytest.approx(now + 5.1)] * 50
+    assert calls.departure(now + 5.2, 10, latest=now + 5.7) == pytest.approx(now + 5.2)
+
+
+def test_how_long_calls_take_is_judged_by_those_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, clock = flow_at(14.0, seconds=0.02), Clock()
+    monkeypatch.setattr(flow, "time", clock)
+    for _ in range(50):
+        calls.note_call(0.02, 0.006)
+    clock.now += flow.OF_LATE_SECONDS
+    assert calls.calls_in_flight() == FEWEST_IN_FLIGHT, "the last ones, for want of newer"
+
+    calls.note_call(2.0, 0.006)
+
+    assert calls.calls_in_flight() == 42
 
 
 def test_who_cannot_keep_up_claims_no_more_ahead() -> None:
     calls = flow_at(300.0)
     ahead = calls.calls_ahead()
 
-    calls.departure(time.monotonic() - 2 * flow.BEHIND_SECONDS, 1)
+    calls.departure(time.monotonic() - 2 * flow.BEHIND_SECONDS, 1, latest=math.inf)
     assert (ahead, calls.calls_ahead()) == (11, 0)
-    calls.departure(time.monotonic() + 1.0, 1)
+    calls.departure(time.monotonic() + 1.0, 1, latest=math.inf)
     assert calls.calls_ahead() == ahead
 
 

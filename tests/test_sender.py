@@ -429,14 +429,6 @@ def test_nobody_is_held_claimed_when_all_begin_to_rest_just_then(
     assert {(line.status, line.attempts) for line in ledgers.lines(broadcast_id)} == {(DeliveryStatus.QUEUED, 0)}
 
 
-def test_a_scarce_bulk_call_rests_with_all_others(scarce: Sender) -> None:
-    commit(ledger.fill, 1)
-    commit(pacing.back_off, 20.0, now=datetime.now(UTC).timestamp())
-    scarce.look()
-
-    assert scarce._claim_lot() == []
-
-
 def test_a_turn_for_which_nothing_is_queued_is_left_to_others(scarce: Sender) -> None:
     turn_at = commit(lambda session: session.execute(select(Pace.bulk_free_at)).scalar_one())
     scarce.look()
@@ -847,6 +839,52 @@ def test_a_mail_service_that_cannot_be_reached_for_long_is_told_as_the_reason(
     assert figures.resume_at is not None
 
 
+def test_what_one_sender_cannot_reach_holds_nobody_up_while_others_get_through(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast_id = ledgers.filled(4)
+    batch = ledgers.claim(broadcast_id, 2)
+    assert batch is not None
+    commit(ledger.settle, batch, [ACCEPTED] * 2, datetime.now(UTC))
+    scripted.look()
+    call = Call(broadcast_id, ledger.Batch("two", []), 0.0)
+    monkeypatch.setattr(trouble, "UNREACHED_SECONDS", 0.0)
+
+    scripted._heed(call, always(Verdict.UNREACHED)([Recipient(0, "", None)]))
+    assert progress(broadcast_id).status is BroadcastStatus.SENDING
+
+    db.session.execute(update(Delivery).values(settled_at=datetime.now(UTC) - timedelta(minutes=1)))
+    db.session.commit()
+    scripted._heed(call, always(Verdict.UNREACHED)([Recipient(0, "", None)]))
+    assert progress(broadcast_id).status is BroadcastStatus.PAUSED
+
+
+def test_who_is_left_of_one_broadcast_unanswered_keeps_no_other_waiting(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the first get no answer whatever happens, and are queued again before the second begins."""
+    monkeypatch.setattr(trouble, "LONGEST_REST_SECONDS", 0.05)
+    mailer.largest = 1
+    first = ledgers.filled(3)
+    for batch in [ledgers.claim(first, 1, lease=f"{number}") for number in range(3)]:
+        ledgers.settle(batch, Outcome(Verdict.UNKNOWN))
+    commit(ledger.expire, first, datetime.now(UTC) + 2 * ledger.LEASE)
+    mailer.script = [always(Verdict.UNKNOWN)] * 2
+    while mailer.script:
+        step(scripted)
+    second = factories.start_broadcast("Another")
+    called: list[int] = []
+
+    def answer(recipients: Sequence[Recipient]) -> list[Outcome]:
+        called.extend(recipient.delivery_id for recipient in recipients)
+        return [ACCEPTED] * len(recipients)
+
+    mailer.script = [answer]
+    until(lambda: step(scripted) and called)
+
+    assert called == [ledgers.lines(second)[0].id]
+
+
 def test_calls_without_an_answer_are_told_as_the_reason_until_something_leaves(
     scripted: Sender, mailer: ScriptedMailer
 ) -> None:
@@ -916,7 +954,7 @@ def test_a_call_is_measured_by_the_clock_and_by_the_processor(scripted: Sender, 
     mailer.script = [answer_late]
     until(lambda: step(scripted) and mailer.sent)
 
-    (seconds,), (processor_seconds,) = scripted._flow._seconds, scripted._flow._processor_seconds
+    ((_, seconds),), (processor_seconds,) = scripted._flow._seconds, scripted._flow._processor_seconds
     assert 0 < processor_seconds < 0.3 <= seconds
 
 

@@ -23,12 +23,17 @@ def judge(trouble: Trouble, *verdicts: Verdict, now: float = NOW, due_at: float 
     return trouble.judge(outcomes, now, due_at=now if due_at is None else due_at)
 
 
+def rest_of(trouble: Trouble, now: float) -> float:
+    """Return for how many whole seconds from now on there is to be no call."""
+    return float(next(second for second in range(100) if not trouble.rests_at(now + second)))
+
+
 def test_nothing_is_to_be_done_about_what_was_accepted() -> None:
     assert judge(Trouble(), Verdict.ACCEPTED, Verdict.ACCEPTED) == ALL_IS_WELL
 
 
 def test_one_that_is_throttled_slows_all_down() -> None:
-    assert judge(Trouble(), Verdict.ACCEPTED, Verdict.THROTTLED) == Advice(None, slow_down=True, rest_seconds=0.0)
+    assert judge(Trouble(), Verdict.ACCEPTED, Verdict.THROTTLED) == Advice(None, slow_down=True)
 
 
 def test_one_that_is_held_up_holds_its_broadcast() -> None:
@@ -39,61 +44,67 @@ def test_what_is_held_up_without_a_reason_is_held_all_the_same() -> None:
     assert Trouble().judge([Outcome(Verdict.HELD)], NOW, due_at=NOW).hold == ""
 
 
-def test_calls_without_an_answer_let_all_rest_longer_and_longer() -> None:
+@pytest.mark.parametrize("verdict", [Verdict.UNKNOWN, Verdict.UNREACHED])
+def test_calls_without_an_answer_let_a_sender_rest_longer_and_longer(verdict: Verdict) -> None:
     trouble = Trouble()
-    rests = [
-        judge(trouble, Verdict.UNKNOWN, now=NOW + turn * LONGEST_REST_SECONDS).rest_seconds for turn in range(2000)
-    ]
+    rests, now = [], NOW
+    for _ in range(2000):
+        judge(trouble, verdict, now=now)
+        rests.append(rest_of(trouble, now))
+        now += LONGEST_REST_SECONDS
 
-    assert rests[:3] == [0.0, FIRST_REST_SECONDS, 2 * FIRST_REST_SECONDS]
-    assert set(rests[3:]) == {LONGEST_REST_SECONDS}
+    assert rests[:5] == [0.0, *(FIRST_REST_SECONDS * factor for factor in (1, 2, 4, 8))]
+    assert set(rests[5:]) == {LONGEST_REST_SECONDS}
 
 
 def test_calls_that_were_under_way_when_a_rest_began_do_not_make_it_longer() -> None:
     trouble = Trouble()
     judge(trouble, Verdict.UNKNOWN)
     judge(trouble, Verdict.UNKNOWN)
-    under_way = [judge(trouble, Verdict.UNKNOWN, now=NOW + 10.0, due_at=NOW + 0.1).rest_seconds for _ in range(50)]
+    for _ in range(50):
+        judge(trouble, Verdict.UNKNOWN, now=NOW + 10.0, due_at=NOW + 0.1)
 
-    assert set(under_way) == {0.0}
-    assert judge(trouble, Verdict.UNKNOWN, now=NOW + FIRST_REST_SECONDS).rest_seconds == 2 * FIRST_REST_SECONDS
+    assert rest_of(trouble, NOW) == FIRST_REST_SECONDS
+    judge(trouble, Verdict.UNKNOWN, now=NOW + FIRST_REST_SECONDS)
+    assert rest_of(trouble, NOW + FIRST_REST_SECONDS) == 2 * FIRST_REST_SECONDS
 
 
-def test_a_rest_covers_what_is_due_until_its_end() -> None:
+def test_it_is_unanswered_from_the_second_call_to_the_first_answer() -> None:
     trouble = Trouble()
-    judge(trouble, Verdict.UNKNOWN)
-    assert (trouble.is_unanswered, trouble.rests_at(NOW)) == (False, False)
+    answers = []
+    for verdict in (Verdict.UNKNOWN, Verdict.UNREACHED, Verdict.UNKNOWN, Verdict.ACCEPTED):
+        judge(trouble, verdict, due_at=NOW - 1.0)
+        answers.append(trouble.is_unanswered)
 
-    judge(trouble, Verdict.UNKNOWN)
-
-    end = NOW + FIRST_REST_SECONDS
-    assert (trouble.is_unanswered, trouble.rests_at(end - 0.1), trouble.rests_at(end)) == (True, True, False)
-
-
-def test_an_answer_to_a_call_that_was_under_way_counts_as_one() -> None:
-    trouble = Trouble()
-    judge(trouble, Verdict.UNKNOWN)
-    judge(trouble, Verdict.UNKNOWN)
-    judge(trouble, Verdict.ACCEPTED, due_at=NOW - 1.0)
-
-    assert not trouble.is_unanswered
+    assert answers == [False, True, True, False]
 
 
-@pytest.mark.parametrize("between", [(Verdict.ACCEPTED,), (Verdict.REFUSED,), (Verdict.UNKNOWN, Verdict.ACCEPTED)])
+@pytest.mark.parametrize(
+    "between", [(Verdict.ACCEPTED,), (Verdict.REFUSED,), (Verdict.THROTTLED,), (Verdict.UNKNOWN, Verdict.ACCEPTED)]
+)
 def test_an_answer_in_between_begins_the_rests_anew(between: tuple[Verdict, ...]) -> None:
-    trouble = Trouble()
+    trouble, later = Trouble(), NOW + LONGEST_REST_SECONDS
     judge(trouble, Verdict.UNKNOWN)
     judge(trouble, Verdict.UNKNOWN)
     judge(trouble, *between)
+    judge(trouble, Verdict.UNKNOWN, now=later)
 
-    assert judge(trouble, Verdict.UNKNOWN, now=NOW + LONGEST_REST_SECONDS).rest_seconds == 0.0
+    assert rest_of(trouble, later) == 0.0
 
 
-def test_a_service_out_of_reach_slows_down_at_once_and_holds_after_a_while() -> None:
+def test_a_service_out_of_reach_holds_after_a_while() -> None:
     trouble = Trouble()
 
-    assert judge(trouble, Verdict.UNREACHED) == Advice(None, slow_down=True, rest_seconds=0.0)
+    assert judge(trouble, Verdict.UNREACHED) == ALL_IS_WELL
     assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS - 0.1).hold is None
+    assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS).hold == "It is UNREACHED."
+
+
+def test_a_call_without_an_answer_is_no_sign_that_the_service_can_be_reached() -> None:
+    trouble = Trouble()
+    judge(trouble, Verdict.UNREACHED)
+
+    assert judge(trouble, Verdict.UNKNOWN, now=NOW + UNREACHED_SECONDS).hold is None
     assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS).hold == "It is UNREACHED."
 
 
