@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import confirmations, mailers, pacing
 from .confirmations import Confirmation
-from .flow import LOT_SECONDS, RESTING_SECONDS
+from .flow import LONGEST_WAIT_SECONDS, LOT_SECONDS
 from .mailers import Mailer, Recipient, Verdict
 from .tokens import Tokens
 
@@ -36,7 +36,7 @@ class ConfirmationSender:
         self._taken_at = self._rest_until = datetime.min.replace(tzinfo=UTC)
 
     def send(self, now: datetime, most: int) -> None:
-        """Send up to `most` mails; none while all rest. `now` is by the database's clock.
+        """Send up to `most` mails; none while the pace has no instant for them soon. `now` is by the database's clock.
 
         The first that does not get through ends it, and what did not leave is given back.
         """
@@ -62,12 +62,12 @@ class ConfirmationSender:
             if not confirmations.are_due(session, now):
                 return 0.0
             rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
-            if pacing.free_in(session, rate=rate, now=now.timestamp()) > RESTING_SECONDS:
+            if pacing.free_in(session, rate=rate, now=now.timestamp()) > LONGEST_WAIT_SECONDS:
                 return 0.0
             limit = int(min(most, max(1.0, rate * LOT_SECONDS)))
             taken = confirmations.take(session, now, tokens=self.tokens, limit=limit)
             wait = pacing.reserve(session, len(taken), rate=rate, now=now.timestamp()) if taken else 0.0
-            if wait > RESTING_SECONDS:  # others came first, or all rest since we looked
+            if wait > LONGEST_WAIT_SECONDS:  # others came first
                 session.rollback()
                 return 0.0
         self._unsent, self._taken_at = deque(taken), now

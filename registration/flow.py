@@ -16,9 +16,9 @@ from . import pacing
 AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
 """A call is claimed at most the first before it may leave, and one claim takes what the rate allows in the second. So a
 pause takes effect within the sum of both."""
-RESTING_SECONDS = 2 * (AHEAD_SECONDS + LOT_SECONDS)
-"""If the next free instant is further away than this, all senders rest. Below two recipients a second it may be only
-claims made ahead."""
+LONGEST_WAIT_SECONDS = 2 * (AHEAD_SECONDS + LOT_SECONDS)
+"""Nobody is claimed for an instant further away than this, which others have reserved up to: below two recipients a
+second, or when the pace was lowered."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
@@ -118,7 +118,7 @@ class Flow:
         return self.is_probing or time.monotonic() < self._apart_until
 
     def keep_apart(self) -> None:
-        """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is refused."""
+        """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is to blame."""
         self._apart_until = time.monotonic() + APART_SECONDS
 
     def departure(self, due_at: float, messages: int, *, latest: float) -> float:

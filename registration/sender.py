@@ -23,7 +23,7 @@ from .broadcasts import Work
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
 from .db import code_of, is_deadlock
-from .flow import AHEAD_SECONDS, RESTING_SECONDS, Flow
+from .flow import AHEAD_SECONDS, LONGEST_WAIT_SECONDS, Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
 from .ledger import Batch
@@ -278,7 +278,7 @@ class Sender:
         if batch is None:
             return []
         wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
-        if wait > RESTING_SECONDS:  # others came first, or all rest since we looked: nobody is held claimed for so long
+        if wait > LONGEST_WAIT_SECONDS:  # others came first
             session.rollback()
             self._claim_at = time.monotonic() + LOOK_SECONDS
             return None
@@ -395,12 +395,15 @@ class Sender:
         if Verdict.APART in verdicts:
             self._flow.keep_apart()
         advice = self._trouble.judge(outcomes, time.monotonic(), due_at=call.due_at)
+        if self._flow.is_probing and not self._trouble.is_unanswered:
+            self._flow.keep_apart()  # perhaps one recipient gets an answer, and fifty do not
         self._flow.is_probing = self._trouble.is_unanswered
         if advice == ALL_IS_WELL:
             return
         now = self._clock.time()
+        begun_at = now - timedelta(seconds=time.monotonic() - call.due_at)
         with self.sessions.begin() as session:
-            is_ours = verdicts == {Verdict.UNREACHED} and ledger.recent_rate(session, call.broadcast_id, now) > 0
+            is_ours = verdicts == {Verdict.UNREACHED} and ledger.recent_rate(session, call.broadcast_id, begun_at) > 0
             if advice.hold is not None and not is_ours:
                 self._sending.discard(call.broadcast_id)
                 broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=now)

@@ -25,7 +25,7 @@ def reserve(session: Session, *, rate_limit: float, now: float) -> float:
     """
     rate = pacing.current_rate(session, limit=rate_limit, now=now)
     if pacing.free_in(session, rate=rate, now=now) > LONGEST_WAIT:
-        raise MailServiceBusyException("The mail service asked to slow down. Try again in a minute.")
+        raise MailServiceBusyException("Other mail goes first at the moment. Try again in a minute.")
     return pacing.reserve(session, 1, rate=rate, now=now)
 
 

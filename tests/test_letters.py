@@ -253,6 +253,7 @@ def test_plain_text_keeps_its_lines_and_its_indentation_is_no_code() -> None:
         "Look at sites/*/documents/*.php, sites/*/era/*.php, *.php and *.inc, or *.php,*.inc",
         "__init__.py, __construct, _id_ and /etc/__pycache__/x",
         "5*3*2 = 30 and 2**3**4",
+        r"Remove *.php from sites/default/documents/* and *.php in C:\dir\*, *.*, or *_old and log_*",
         r"Escape \* and \_ and \# and \\",
     ],
 )

@@ -409,20 +409,20 @@ def test_no_probe_follows_a_scarce_bulk_call_that_was_given_back(scarce: Sender)
     assert {line.status for line in ledgers.lines(call.broadcast_id)} == {DeliveryStatus.QUEUED}
 
 
-def test_nobody_is_held_claimed_when_all_begin_to_rest_just_then(
+def test_nobody_is_held_claimed_when_others_come_first_just_then(
     scripted: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who opts out during the rest would be mailed at the end of it."""
+    """Who opts out meanwhile would be mailed all the same."""
     broadcast_id = ledgers.filled(3)
     scripted.look()
     free_in = pacing.free_in
 
-    def then_all_rest(session: Session, *, rate: float, now: float) -> float:
+    def then_others_reserve(session: Session, *, rate: float, now: float) -> float:
         found = free_in(session, rate=rate, now=now)
         commit(pacing.back_off, 30.0, now=now)
         return found
 
-    monkeypatch.setattr(pacing, "free_in", then_all_rest)
+    monkeypatch.setattr(pacing, "free_in", then_others_reserve)
 
     assert not scripted._claim_ahead()
     assert scripted._has_more
@@ -847,7 +847,7 @@ def test_what_one_sender_cannot_reach_holds_nobody_up_while_others_get_through(
     assert batch is not None
     commit(ledger.settle, batch, [ACCEPTED] * 2, datetime.now(UTC))
     scripted.look()
-    call = Call(broadcast_id, ledger.Batch("two", []), 0.0)
+    call = Call(broadcast_id, ledger.Batch("two", []), time.monotonic())
     monkeypatch.setattr(trouble, "UNREACHED_SECONDS", 0.0)
 
     scripted._heed(call, always(Verdict.UNREACHED)([Recipient(0, "", None)]))
@@ -905,6 +905,7 @@ def test_while_no_call_is_answered_one_recipient_after_another_is_tried(
 ) -> None:
     """All of a lot would else be called at the end of each rest, and the same ones first of all."""
     monkeypatch.setattr(trouble, "LONGEST_REST_SECONDS", 0.5)
+    monkeypatch.setattr(flow, "APART_SECONDS", 0.0)
     broadcast_id = ledgers.filled(400)
     mailer.rate, mailer.largest = 2000.0, 20
     calls: list[list[str]] = []
@@ -922,6 +923,26 @@ def test_while_no_call_is_answered_one_recipient_after_another_is_tried(
     assert ledgers.statuses(broadcast_id) == {"sending": 43, "queued": 357}
     until(lambda: not step(scripted) and len(mailer.sent) == 357)
     assert len(mailer.times) == 5 + 1 + 18, "an answer to the sixth makes the calls full again"
+
+
+def test_after_an_answer_calls_carry_one_recipient_each_for_a_while(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where fifty take longer than a call may, one gets an answer all the same."""
+    monkeypatch.setattr(trouble, "LONGEST_REST_SECONDS", 0.05)
+    ledgers.filled(100)
+    mailer.rate, mailer.largest = 2000.0, 20
+    calls: list[int] = []
+
+    def answer_one(recipients: Sequence[Recipient]) -> list[Outcome]:
+        calls.append(len(recipients))
+        return [ACCEPTED] if len(recipients) == 1 else always(Verdict.UNKNOWN)(recipients)
+
+    mailer.script = [answer_one] * 20
+    until(lambda: not step(scripted) and not mailer.script)
+
+    assert calls[:2] == [20, 20]
+    assert set(calls[2:]) == {1}
 
 
 def test_trouble_from_before_a_time_without_work_is_forgotten(scripted: Sender) -> None:

@@ -77,6 +77,8 @@ _LANGUAGE = re.compile(r"[\w+#.-]*")
 """What follows a fence and says in which language the code is."""
 _WORD_BEFORE, _WORD_AFTER = re.compile(r"[\w/\\.@=~$]", re.ASCII), re.compile(r"[\w/\\@=~$]|\.\w", re.ASCII)
 """What is before, or after, an asterisk inside a word, a path or a calculation."""
+_PATTERN_BEFORE, _PATTERN_AFTER = re.compile(r"[/\\_]"), re.compile(r"[./\\_]")
+"""What is before, or after, a single one that stands for any name, as in `documents/*` and `*.php`."""
 _DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
 """Levels at which no quote and no list begins any more; a quote is one level, and a list two."""
 BlockRule = Callable[[StateBlock, int, int, bool], bool]
@@ -241,9 +243,16 @@ def _emphasize(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markd
     start, before = state.pos, len(state.delimiters)
     if state.src[start] == "_" or not emphasis.tokenize(state, silent):
         return False
+    is_single = len(state.delimiters) == before + 1
+    opens = not (start and _WORD_BEFORE.match(state.src, start - 1)) and not (
+        is_single and _PATTERN_AFTER.match(state.src, state.pos)
+    )
+    closes = not _WORD_AFTER.match(state.src, state.pos) and not (
+        is_single and start and _PATTERN_BEFORE.match(state.src, start - 1)
+    )
     for delimiter in state.delimiters[before:]:
-        delimiter.open &= not (start and _WORD_BEFORE.match(state.src, start - 1))
-        delimiter.close &= not _WORD_AFTER.match(state.src, state.pos)
+        delimiter.open &= opens
+        delimiter.close &= closes
     return True
 
 

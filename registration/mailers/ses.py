@@ -376,6 +376,12 @@ def _put_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None
     _call.begun_at = time.monotonic()
 
 
+class LateCredentialsError(ConnectTimeoutError):
+    """Credentials came so late that the call was not made: nothing has left, as when no connection comes about."""
+
+    fmt = "Credentials came too late."
+
+
 def _leave_in_time(**_: Any) -> None:
     """Keep a call back that was signed too late: an instance's credentials are fetched by one thread after another.
 
@@ -383,7 +389,7 @@ def _leave_in_time(**_: Any) -> None:
     after it began.
     """
     if time.monotonic() - _call.begun_at > LATE_SECONDS:
-        raise CredentialRetrievalError(provider="iam-role", error_msg="It took too long.")
+        raise LateCredentialsError
 
 
 def judge(error: Exception, *, sender: str) -> tuple[Verdict, str]:
