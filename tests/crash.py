@@ -486,7 +486,7 @@ def _lose_in_full(server: mariadb.Server) -> None:
     with scene(server.create_database("crash_lose"), lost=0.05, rate=400, latency=0.02) as stage:
         show("5 % of the replies lost", lose_replies(stage, recipients=10_000))
     with scene(server.create_database("crash_prove"), lost=1.0, lost_kinds="500", granted=400) as stage:
-        figures = prove_by_event(stage, recipients=200)
+        figures = prove_by_event(stage, recipients=50)  # one call; more would be tried one by one
         assert figures.duplicates == 0, figures
         show("all replies lost, events prove it", figures)
 
