@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from . import pacing
 
@@ -48,15 +48,15 @@ class Flow:
     """The calls of one process, for any number of threads.
 
     `rate` is that of all senders together in recipients a second, infinite if there is none; `largest` is how many
-    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that; `is_probing` lets one recipient be
-    tried at a time.
+    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that; `is_unanswered` tells whether one
+    recipient is to be tried at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_unanswered: Callable[[], bool] = lambda: False) -> None:
+        self._is_unanswered = is_unanswered
         self.rate = 0.0
         self.largest = 1
         self.are_bulk_calls_scarce = False
-        self.is_probing = False
         self._apart_until = self._departed_at = self._behind = 0.0
         self._seconds: deque[tuple[float, float]] = deque(maxlen=50)
         self._processor_seconds: deque[float] = deque(maxlen=50)
@@ -106,6 +106,11 @@ class Flow:
     def has_scarce_bulk_calls(self) -> bool:
         """Whether one bulk call a second is let through and helps."""
         return self.are_bulk_calls_scarce and self.largest > 1 and self.rate > MOST_SINGLE_CALLS and not self.is_apart
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether there is one call at a time, with one recipient."""
+        return self._is_unanswered()
 
     @property
     def steady_rate(self) -> float:

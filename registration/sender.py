@@ -92,7 +92,7 @@ class Sender:
     def __post_init__(self) -> None:
         self._work: list[Work] = []
         self._sending: set[int] = set()
-        self._flow = Flow()
+        self._flow = Flow(lambda: self._trouble.is_unanswered)
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
@@ -156,7 +156,7 @@ class Sender:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
-            self._trouble, self._flow.is_probing = Trouble(), False  # what was says nothing of the next broadcast
+            self._trouble = Trouble()  # what was long ago says nothing of the next broadcast
             self._message_of.cache_clear()  # a database that was restored gives ids out again
         self._ask_for_account(now)
         if self._work:
@@ -394,10 +394,10 @@ class Sender:
         was_one_too_many = len(outcomes) > 1 and self._note_bulk_call(call.bulk_turn, verdicts)
         if Verdict.APART in verdicts:
             self._flow.keep_apart()
+        was_probing = self._flow.is_probing
         advice = self._trouble.judge(outcomes, time.monotonic(), due_at=call.due_at)
-        if self._flow.is_probing and not self._trouble.is_unanswered:
+        if was_probing and not self._flow.is_probing:
             self._flow.keep_apart()  # perhaps one recipient gets an answer, and fifty do not
-        self._flow.is_probing = self._trouble.is_unanswered
         if advice == ALL_IS_WELL:
             return
         now = self._clock.time()

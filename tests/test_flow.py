@@ -11,9 +11,16 @@ from registration import flow, pacing
 from registration.flow import FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, Flow
 
 
-def flow_at(rate: float, *, seconds: float = 0.2, processor_seconds: float = 0.006, scarce: bool = False) -> Flow:
+def flow_at(
+    rate: float,
+    *,
+    seconds: float = 0.2,
+    processor_seconds: float = 0.006,
+    scarce: bool = False,
+    unanswered: bool = False,
+) -> Flow:
     """Return a flow that has had a few calls with so many recipients a second of all senders."""
-    made = Flow()
+    made = Flow(lambda: unanswered)
     made.rate, made.largest, made.are_bulk_calls_scarce = rate, 50, scarce
     for _ in range(9):
         made.note_call(seconds, processor_seconds)
@@ -69,9 +76,7 @@ def test_a_lot_is_what_the_rate_allows_in_a_fifth_of_a_second(rate: float, recip
 
 @pytest.mark.parametrize("rate", [1.0, 2000.0, math.inf])
 def test_while_it_probes_there_is_one_call_with_one_recipient(rate: float) -> None:
-    calls = flow_at(rate, scarce=True)
-
-    calls.is_probing = True
+    calls = flow_at(rate, scarce=True, unanswered=True)
 
     assert (calls.calls_in_flight(), calls.calls_ahead(), calls.lot(), calls.recipients_a_call()) == (1, 0, 1, 1)
     assert not calls.has_scarce_bulk_calls
