@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -206,14 +207,17 @@ def test_a_command_takes_over_the_settings_of_the_sender_whatever_they_hold() ->
     assert pattern in (ROOT / "Procfile").read_text()
     settings = {"SECRET_PIN": "p\"i'n $HOME & more", "POSTAL_ADDRESS": "1 Main Street,\n Springfield", "LOG_FILE": ""}
 
-    with subprocess.Popen(["sleep", "60"], env=os.environ | settings) as sender:
+    lasting = ["sh", "-c", "echo started; sleep 60"]
+    with subprocess.Popen(lasting, env=os.environ | settings, stdout=subprocess.PIPE, process_group=0) as sender:
+        assert sender.stdout is not None
         try:
+            assert sender.stdout.readline() == b"started\n"  # until then its environment may look empty
             taken = re.sub(r"\$\(pgrep .*\)", str(sender.pid), loop)
             program = "import json, os; print(json.dumps(dict(os.environ)))"
             command = ["bash", "-c", f'{taken}; exec "$0" "$@"', sys.executable, "-c", program]
             printed = subprocess.run(command, env={}, check=True, capture_output=True).stdout
         finally:
-            sender.kill()
+            os.killpg(sender.pid, signal.SIGKILL)
 
     assert settings.items() <= json.loads(printed).items()
 
@@ -292,9 +296,13 @@ def test_gunicorn_keeps_requests_out_of_its_logs(caplog: pytest.LogCaptureFixtur
 
 
 def test_gunicorn_writes_its_own_messages_as_json_lines_too() -> None:
-    """Of its start, of an application that cannot be loaded, and of its end for that reason."""
+    """Of its start, of an application that cannot be loaded, and of its end for that reason.
+
+    With one worker: a second that fails while gunicorn ends may make it print a traceback.
+    """
     port = mariadb.free_port()
-    command = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", "no_such_module:application"]
+    options = ["--workers=1", f"--bind=127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "gunicorn", *options, "no_such_module:application"]
 
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from flask import Flask
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from sqlalchemy import select
 from werkzeug.serving import make_server
 
@@ -78,13 +78,19 @@ def test_every_page_is_for_everybody(
 
     page.goto(link)
     examine(page, f"{width}-{scheme}-{locale}-ask")
-    page.locator("button.first").click()
+    press(page.locator("button.first"))
     examine(page, f"{width}-{scheme}-{locale}-out")
-    page.locator("button.other").click()
+    press(page.locator("button.other"))
     examine(page, f"{width}-{scheme}-{locale}-erase")
     page.goto(f"{served[1]}/opt-out/forged")
     examine(page, f"{width}-{scheme}-{locale}-forged")
     context.close()
+
+
+def press(button: Locator) -> None:
+    """Press a button and wait for the page that follows: what is asked of a page does not wait by itself."""
+    with button.page.expect_navigation():
+        button.click()
 
 
 def examine(page: Page, name: str) -> None:
@@ -102,16 +108,16 @@ def test_everything_works_without_javascript_and_leaves_no_cookie(browser: Brows
     page = context.new_page()
 
     page.goto(opt_out_url(*served))
-    page.get_by_role("button", name="Opt out").click()
+    press(page.get_by_role("button", name="Opt out"))
     assert registered().status is RegistrationStatus.OPTED_OUT
-    page.get_by_role("button", name="Undo").click()
+    press(page.get_by_role("button", name="Undo"))
     assert registered().status is RegistrationStatus.ACTIVE
     assert page.get_by_role("heading", name="Thank you, you are registered").is_visible()
     page.goto(opt_out_url(*served))
-    page.get_by_role("button", name="Delete my address too").click()
-    page.get_by_role("button", name="Go back").click()
-    page.get_by_role("button", name="Delete my address too").click()
-    page.get_by_role("button", name="Delete my address", exact=True).click()
+    press(page.get_by_role("button", name="Delete my address too"))
+    press(page.get_by_role("button", name="Go back"))
+    press(page.get_by_role("button", name="Delete my address too"))
+    press(page.get_by_role("button", name="Delete my address", exact=True))
     assert registered().status is RegistrationStatus.ERASED
     assert page.get_by_role("heading", name="Your address is deleted").is_visible()
     assert context.cookies() == []
