@@ -7,6 +7,7 @@ safe development settings, and `python application.py --sender` runs the product
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import shlex
 import signal
 import sys
@@ -25,6 +26,8 @@ from registration.event_queue import EventQueue
 from registration.sender import Sender
 
 HOST = "127.0.0.1"
+END_SECONDS = 28.0
+"""A signal ends a process by then, whatever its threads wait for: an answer that comes byte by byte, a name server."""
 WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle"]
 """What the celery command is told: workers have nothing to say to each other."""
 
@@ -97,8 +100,12 @@ def _threads(workers: Sequence[Sender | EventQueue]) -> list[threading.Thread]:
 
 
 def _on_termination(stop: Callable[[], object]) -> None:
+    def end(*_: object) -> None:
+        faulthandler.dump_traceback_later(END_SECONDS, exit=True)  # it tells what they wait for
+        stop()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop())
+        signal.signal(number, end)
 
 
 def _introduce(settings: config.Config) -> None:

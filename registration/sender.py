@@ -126,9 +126,11 @@ class Sender:
             started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
             if not self._work:
                 self._release_all_waiting()
+        if "claims" in threads:
+            threads["claims"].join()
+        self._release_all_waiting()  # before the calls in flight end: others go on with it
         for thread in threads.values():
             thread.join()
-        self._release_all_waiting()
         log.info("the sender stopped")
 
     def stop(self) -> None:

@@ -10,11 +10,13 @@ import shlex
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -322,6 +324,50 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
     with application.app_context():
         assert progress(application, broadcast_id).remaining == 2
         assert db.session.query(Delivery).filter_by(status=DeliveryStatus.SENDING).count() == 0
+
+
+@pytest.fixture
+def endless_answers() -> Iterator[str]:
+    """Where a POST is answered byte by byte and without an end: no wait for the next byte is long."""
+    stopping = threading.Event()
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if not self.request.recv(1000).startswith(b"POST"):
+                return
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            with suppress(OSError):
+                while not stopping.wait(0.05):
+                    self.request.sendall(b" ")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        stopping.set()
+        server.shutdown()
+
+
+def test_the_sender_ends_in_time_though_an_answer_never_does(
+    production: tuple[Flask, dict[str, str]], environment: dict[str, str], endless_answers: str
+) -> None:
+    application, settings = production
+    with application.app_context():
+        factories.register(3)
+        factories.start_broadcast()
+    settings |= {"MAILER": "ses", "SES_REGION": "us-east-1", "AWS_ACCESS_ID": "test", "AWS_SECRET_KEY": "test"}
+    settings |= {"AWS_ENDPOINT_URL_SESV2": endless_answers}
+    program = "import application; application.END_SECONDS = 1; application.main(['--sender'])"
+
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment | settings, stderr=subprocess.PIPE
+    ) as sender:
+        until(lambda: are_held(application))
+        sender.send_signal(signal.SIGTERM)
+        _, printed = sender.communicate(timeout=A_FEW_SECONDS)
+
+    assert sender.returncode == 1
+    assert b"Timeout" in printed
+    assert b"in _send_one" in printed
 
 
 def test_the_sender_outlives_credentials_that_cannot_be_fetched_and_says_what_to_do(
