@@ -114,6 +114,10 @@ def test_everything_works_without_javascript_and_leaves_no_cookie(browser: Brows
     assert registered().status is RegistrationStatus.ACTIVE
     assert page.get_by_role("heading", name="Thank you, you are registered").is_visible()
     page.goto(opt_out_url(*served))
+    press(page.get_by_role("button", name="Opt out"))
+    press(page.get_by_role("button", name="Delete my address too"))
+    page.go_back()
+    assert page.get_by_role("heading", name="This address gets no more mail from us").is_visible()
     press(page.get_by_role("button", name="Delete my address too"))
     press(page.get_by_role("button", name="Go back"))
     press(page.get_by_role("button", name="Delete my address too"))

@@ -1,6 +1,7 @@
 """The pages behind the links in mails: opt out, undo it, be erased, confirm. Reading one changes nothing.
 
 No cookie and no form token: whoever has the signed link may act, and mail programs post it themselves (RFC 8058).
+A button leads on to a page of its own (303), so that going back or reloading sends nothing again.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 
-from flask import Blueprint, Flask, Response, current_app, make_response, render_template, request, url_for
+from flask import Blueprint, Flask, Response, current_app, make_response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import Babel, get_locale, gettext
 
@@ -66,7 +68,6 @@ def _expect_few_rows() -> None:
     expect_few_rows(db.session())
 
 
-@bp.get(f"/opt-out/{_TOKEN}/undo")
 @bp.get(f"/opt-out/{_TOKEN}")
 @access.public
 def show(token: str) -> ResponseReturnValue:
@@ -77,10 +78,19 @@ def show(token: str) -> ResponseReturnValue:
 @bp.post(f"/opt-out/{_TOKEN}")
 @access.public
 def opt_out(token: str) -> ResponseReturnValue:
-    """Opt out; the body does not matter."""
+    """Opt out; the body does not matter. RFC 8058 forbids to lead a mail program on to another address."""
     product_id = _opting_out(token)
     commit_step(lambda session: consent.opt_out(session, product_id))
-    return _answer(_standing(token, product_id))
+    return _lead_to(".show", token) if "button" in request.args else _answer(_standing(token, product_id))
+
+
+@bp.get(f"/opt-out/{_TOKEN}/undo")
+@access.public
+def show_undone(token: str) -> ResponseReturnValue:
+    """Show that an opt-out was taken back, or where the registration stands otherwise."""
+    product_id = _opting_out(token)
+    is_active = consent.status_of(db.session(), product_id) is RegistrationStatus.ACTIVE
+    return _answer(_welcome() if is_active else _standing(token, product_id))
 
 
 @bp.post(f"/opt-out/{_TOKEN}/undo")
@@ -89,8 +99,7 @@ def undo(token: str) -> ResponseReturnValue:
     """Take an opt-out back."""
     product_id = _opting_out(token)
     commit_step(lambda session: consent.undo_opt_out(session, product_id))
-    is_active = consent.status_of(db.session(), product_id) is RegistrationStatus.ACTIVE
-    return _answer(_welcome() if is_active else _standing(token, product_id))
+    return _lead_to(".show_undone", token)
 
 
 @bp.get(f"/opt-out/{_TOKEN}/erase")
@@ -112,7 +121,7 @@ def erase(token: str) -> ResponseReturnValue:
     """Delete the address."""
     product_id = _opting_out(token)
     commit_step(lambda session: consent.erase(session, product_id, tokens=services.current().tokens, now=_now()))
-    return _answer(_standing(token, product_id))
+    return _lead_to(".show", token)
 
 
 @bp.get(f"/confirm/{_TOKEN}")
@@ -133,7 +142,7 @@ def confirm(token: str) -> ResponseReturnValue:
     """Confirm a registration."""
     link = _confirming(token)
     commit_step(lambda session: consent.confirm(session, link))
-    return _answer(_confirmed(link.product_id))
+    return _lead_to(".ask_to_confirm", token)
 
 
 @bp.route("/opt-out", methods=["GET", "POST"])
@@ -211,7 +220,7 @@ def _standing(token: str, product_id: uuid.UUID) -> Page:
             "Register again in OpenEMR to get notices."
         )
         return Page(gettext("You get no mail from us"), text, (erase_me,))
-    leave = Button(gettext("Opt out"), url_for(".opt_out", token=token))
+    leave = Button(gettext("Opt out"), url_for(".opt_out", token=token, button=1))
     if status is RegistrationStatus.BOUNCED:
         return _bounced(leave, erase_me)
     if status is RegistrationStatus.UNCONFIRMED:
@@ -271,6 +280,10 @@ def _answer(page: Page, status: int = 200) -> Response:
     response.headers["Content-Language"] = str(locale)
     response.vary.add("Accept-Language")
     return response
+
+
+def _lead_to(endpoint: str, token: str) -> ResponseReturnValue:
+    return redirect(url_for(endpoint, token=token), HTTPStatus.SEE_OTHER)
 
 
 def _now() -> datetime:
