@@ -16,11 +16,12 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import audiences, broadcasts, feedback, figures, messages, pacing, services, terminal
+from . import addresses, audiences, broadcasts, feedback, figures, messages, pacing, services, terminal, trials
 from .audiences import Audience
 from .broadcasts import Forecast, Progress
 from .db import LARGEST_ID, commit_step, commit_steps, database_time, db
 from .errors import RegistrationError, RepeatedBroadcastException
+from .messages import Message
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.2
@@ -78,6 +79,7 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
     help="Whether it also goes to those whose version is unknown.",
 )
 @click.option("--dry-run", is_flag=True, help="Send nothing; tell who would get it.")
+@click.option("--test", "test_address", metavar="ADDRESS", help="Send it to this address only, as a test.")
 @_yes
 @click.argument(
     "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-", help="A text in UTF-8."
@@ -92,6 +94,7 @@ def send(
     versions: str | None,
     unknown: str,
     dry_run: bool,
+    test_address: str | None,
     yes: bool,
 ) -> None:
     """Send the text in FILE, or standard input, to everybody or to some versions, and show how it goes.
@@ -101,11 +104,15 @@ def send(
     oldest = timedelta(days=current_app.config["INSTALLATION_MAX_AGE_DAYS"])
     whom = audiences.asked_for(versions, unknown, oldest, _now())
     html = _read(html_file, ask=False) if html_file else None
-    message = messages.compose(title, _read(file, ask=not yes and not dry_run), html)
+    is_asked = not (yes or dry_run or test_address is not None)
+    message = messages.compose(title, _read(file, ask=is_asked), html)
     if dry_run:
         click.echo(terminal.forecast(_forecast(whom), message.subject))
         return
-    if not yes:
+    if test_address is not None:
+        _send_test(message, addresses.normalise(test_address).stored)
+        return
+    if is_asked:
         click.echo(terminal.forecast(_forecast(whom), message.subject))
         click.confirm("Send it?", abort=True)
     begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend)
@@ -200,6 +207,13 @@ def _read(file: str, *, ask: bool) -> str:
         raise click.UsageError("There is nowhere to ask you when the text comes from a pipe: add --yes.")
     with click.open_file(file, encoding="utf-8-sig") as opened:
         return str(opened.read())
+
+
+def _send_test(message: Message, address: str) -> None:
+    reserve = partial(trials.reserve, rate_limit=services.current().rate_limit, now=_now().timestamp())
+    time.sleep(commit_step(reserve))
+    trials.send(services.current().mailer(), message, address)
+    click.echo("The test was sent. Nobody else got it.")
 
 
 def _forecast(whom: Audience) -> Forecast:

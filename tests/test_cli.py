@@ -31,12 +31,14 @@ from sqlalchemy.exc import OperationalError
 from registration import ROOT, broadcasts, cli, feedback, messages, terminal
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
+from registration.mailers.outbox import OutboxMailer
 from registration.messages import Message
 from registration.models import BroadcastStatus, Pace
 from registration.sender import Sender
 
 from . import factories, failing, ledgers, ses_events
 from .conftest import HEADERS
+from .inbox import Inbox
 from .waiting import until
 
 Run = Callable[..., Result]
@@ -516,6 +518,27 @@ def test_send_to_some_versions_says_to_whom(application: Flask, run: Run, notice
     assert "goes to 2 recipients" in everybody.output
     assert "goes to 1 recipients" in known.output
     assert re.search(r"outside the range +1\n", known.output)
+    assert run("list").output == "There has been no broadcast yet.\n"
+
+
+def test_send_sends_a_test_to_one_address_only(
+    application: Flask, run: Run, notice: Path, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(application, 3)
+    how = ("send", "--title", "Update", notice)
+
+    result = run(*how, "--test", " me@example.org ")
+
+    assert (result.exit_code, result.output) == (0, "The test was sent. Nobody else got it.\n")
+    (mail,) = inbox.mails()
+    assert (mail["To"], mail["Subject"]) == ("me@example.org", "[TEST] Update")
+    assert run("list").output == "There has been no broadcast yet.\n"
+
+    for wrong in ("", "nobody"):
+        assert run(*how, "--test", wrong, "--yes").exit_code == 1
+    monkeypatch.setattr(OutboxMailer, "send", lambda *_: [Outcome(Verdict.REFUSED, reason="It was refused.")])
+    refused = run(*how, "--test", "me@example.org")
+    assert (refused.exit_code, refused.output) == (1, "Error: It was refused.\n")
     assert run("list").output == "There has been no broadcast yet.\n"
 
 
