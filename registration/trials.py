@@ -5,6 +5,8 @@ Nothing of them is written into the ledger.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from sqlalchemy.orm import Session
 
 from . import mailers, messages, pacing
@@ -25,7 +27,8 @@ def reserve(session: Session, *, rate_limit: float, now: float) -> float:
     """
     rate = pacing.current_rate(session, limit=rate_limit, now=now)
     if pacing.free_in(session, rate=rate, now=now) > LONGEST_WAIT:
-        raise MailServiceBusyException("Other mail goes first at the moment. Try again in a minute.")
+        reason = "Other mail goes first at the moment. Try again in a minute."
+        raise MailServiceBusyException(reason, retry_after=timedelta(minutes=1))
     return pacing.reserve(session, 1, rate=rate, now=now)
 
 

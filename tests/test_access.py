@@ -104,6 +104,12 @@ def test_what_only_reads_does_not_take_the_pin_from_the_query_string(
     assert response.status_code == 401
 
 
+def test_an_empty_token_hides_no_pin_in_the_body(build: Callable[..., FlaskClient]) -> None:
+    for token in ("", " "):
+        headers = {"Authorization": f"Bearer {token}"}
+        assert build().post("/guarded/ann", headers=headers, data={"secretPin": PIN}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [

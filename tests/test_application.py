@@ -327,41 +327,44 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
 
 
 @pytest.fixture
-def endless_answers() -> Iterator[str]:
-    """Where a POST is answered byte by byte and without an end: no wait for the next byte is long."""
-    stopping = threading.Event()
+def endless_answers() -> Iterator[tuple[str, threading.Event]]:
+    """Where a POST is answered byte by byte and without an end, so that no wait for a byte is long; whether one was."""
+    begun, stopping = threading.Event(), threading.Event()
 
     class Answer(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             if not self.request.recv(1000).startswith(b"POST"):
                 return
             self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            begun.set()
             with suppress(OSError):
                 while not stopping.wait(0.05):
                     self.request.sendall(b" ")
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}", begun
         stopping.set()
         server.shutdown()
 
 
 def test_the_sender_ends_in_time_though_an_answer_never_does(
-    production: tuple[Flask, dict[str, str]], environment: dict[str, str], endless_answers: str
+    production: tuple[Flask, dict[str, str]],
+    environment: dict[str, str],
+    endless_answers: tuple[str, threading.Event],
 ) -> None:
-    application, settings = production
+    (application, settings), (url, begun) = production, endless_answers
     with application.app_context():
         factories.register(3)
         factories.start_broadcast()
     settings |= {"MAILER": "ses", "SES_REGION": "us-east-1", "AWS_ACCESS_ID": "test", "AWS_SECRET_KEY": "test"}
-    settings |= {"AWS_ENDPOINT_URL_SESV2": endless_answers}
+    settings |= {"AWS_ENDPOINT_URL_SESV2": url}
     program = "import application; application.END_SECONDS = 1; application.main(['--sender'])"
 
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, env=environment | settings, stderr=subprocess.PIPE
     ) as sender:
-        until(lambda: are_held(application))
+        assert begun.wait(START_SECONDS)
         sender.send_signal(signal.SIGTERM)
         _, printed = sender.communicate(timeout=A_FEW_SECONDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -89,6 +90,7 @@ def test_nobody_waits_long_for_a_test() -> None:
     now = time.time()
     commit(pacing.back_off, trials.LONGEST_WAIT + 1, now=now)
 
-    with pytest.raises(MailServiceBusyException):
+    with pytest.raises(MailServiceBusyException) as refused:
         reserve(now)
+    assert refused.value.retry_after == timedelta(minutes=1)
     assert reserve(now + 2) == pytest.approx(trials.LONGEST_WAIT - 1, abs=0.01)

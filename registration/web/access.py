@@ -72,8 +72,8 @@ def _decided(access: str, view: View) -> View:
 def _given_pin() -> bytes:
     # WSGI has headers in latin-1, and Werkzeug's own parser takes a token with an equals sign for parameters.
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return token.strip(" ").encode("latin-1")
+    if scheme.lower() == "bearer" and (token := token.strip(" ")):
+        return token.encode("latin-1")
     if request.method != "POST":
         return b""
     fields = Fields(request, unreadable=InvalidEmailMessageException)

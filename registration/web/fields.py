@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Request
-from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from .. import addresses
 from ..addresses import Address
@@ -94,7 +94,7 @@ class Fields:
         return int(text)
 
     def _read_body(self, request: Request) -> Collection[tuple[str, Any]]:
-        data = _whole_body(request)
+        data = self._whole_body(request)
         if not data:
             return []
         if request.mimetype == "multipart/form-data":
@@ -112,6 +112,26 @@ class Fields:
             raise self.unreadable("The JSON body must be an object with the fields as its members.")
         return value.members
 
+    def _whole_body(self, request: Request) -> bytes:
+        """Return the body, and keep it for others, unless it was cut off or has a broken chunk.
+
+        Werkzeug leaves both to the server, gunicorn does not look, and a notice cut in half would be sent so. Of a body
+        of unknown length Werkzeug reads as much as is allowed, without asking whether that was all.
+        """
+        try:
+            data = request.get_data()
+            at_limit = request.content_length is None and len(data) >= (request.max_content_length or math.inf)
+            has_more = at_limit and request.input_stream.read(1) != b""
+        except RequestEntityTooLarge:
+            raise
+        except Exception as error:  # what a server raises is its own, and quotes the body: it may reach no log
+            raise self.unreadable("The body of the request is broken.") from error
+        if has_more:
+            raise RequestEntityTooLarge
+        if len(data) < (request.content_length or 0):
+            raise self.unreadable("The body of the request was cut off.")
+        return data
+
     def _read_multipart(self, request: Request, data: bytes) -> Collection[tuple[str, Any]]:
         """Decode the parts of a body. Werkzeug by itself would take one that it cannot read as empty."""
         parser = request.make_form_data_parser()
@@ -122,27 +142,6 @@ class Fields:
         except ValueError as error:
             raise self.unreadable("The body is not valid multipart/form-data.") from error
         return [(name or "", value) for part in (form, files) for name, value in part.items(multi=True)]
-
-
-def _whole_body(request: Request) -> bytes:
-    """Return the body, and keep it for others. Raises BadRequest for one that was cut off or has a broken chunk.
-
-    Werkzeug leaves both to the server, gunicorn does not look, and a notice cut in half would be sent so. Of a body
-    of unknown length Werkzeug reads as much as is allowed, without asking whether that was all.
-    """
-    try:
-        data = request.get_data()
-        at_limit = request.content_length is None and len(data) >= (request.max_content_length or math.inf)
-        has_more = at_limit and request.input_stream.read(1) != b""
-    except HTTPException:
-        raise
-    except Exception as error:  # what a server raises is its own, and quotes the body: it may reach no log
-        raise BadRequest("The body of the request is broken.") from error
-    if has_more:
-        raise RequestEntityTooLarge
-    if len(data) < (request.content_length or 0):
-        raise BadRequest("The body of the request was cut off.")
-    return data
 
 
 def _pairs(encoded: bytes) -> list[tuple[str, str]]:
