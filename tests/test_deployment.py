@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http
 import json
 import logging
 import os
@@ -19,11 +20,12 @@ from typing import Any
 import pytest
 import yaml
 from flask import Flask
+from sqlalchemy.exc import OperationalError
 
 import config
 from registration import LARGEST_BODY, services
 from registration.db import db
-from registration.web import health
+from registration.web import errors, health
 
 from . import mariadb
 
@@ -330,6 +332,17 @@ def test_nginx_includes_what_elastic_beanstalk_generates() -> None:
     assert "include conf.d/elasticbeanstalk/*.conf;" in server
     assert "include conf.d/*.conf;" in NGINX[: NGINX.index("server {")]
     assert "map $http_upgrade $connection_upgrade {" in NGINX
+
+
+def test_nginx_answers_in_place_of_the_application_as_it_would() -> None:
+    answers = [(int(status), json.loads(body)) for status, body in re.findall(r"return (\d+) '([^']*)';", NGINX)]
+
+    with Flask(__name__).app_context():
+        for status, told in answers:
+            assert told == errors.problem(status, http.HTTPStatus(status).phrase, told["detail"]).json
+        assert answers[1][1] == errors._answer_unavailable(OperationalError("", {}, Exception())).json
+    assert [status for status, _ in answers] == [413, 503]
+    assert f"add_header Retry-After {errors.RETRY_SECONDS} always;" in NGINX
 
 
 def test_nginx_leaves_the_answer_to_a_body_that_is_too_large_to_the_application() -> None:
