@@ -12,8 +12,11 @@ UNREACHED_SECONDS = 10.0
 """How long the mail service cannot be reached until its broadcasts say so and rest for a while."""
 MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
+MOST_UNANSWERED = 4
+"""After so many calls of one recipient in a row without an answer a sender rests. One of several recipients counts as
+two, because there would be more copies; among many calls of one, two in a row now and then are chance."""
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 1.0, 15.0
-"""How long a sender rests after two calls in a row without an answer, twice as long after each more, and at most."""
+"""How long it rests then, twice as long after each more, and at most."""
 _NO_ANSWER = {Verdict.UNKNOWN, Verdict.UNREACHED}
 _ALL_REFUSED = (
     "The mail service refuses one address after another, so the message or the sender is to blame, not the addresses. "
@@ -46,7 +49,7 @@ class Trouble:
     @property
     def is_unanswered(self) -> bool:
         """Whether the last calls got no answer: what could be reached may have gone to everybody in them, or nobody."""
-        return self._unanswered > 1
+        return self._unanswered >= MOST_UNANSWERED
 
     def rests_at(self, instant: float) -> bool:
         """Return whether this sender makes no call at an instant, for which one may have been claimed before."""
@@ -62,9 +65,9 @@ class Trouble:
         if not verdicts <= _NO_ANSWER:
             self._unanswered = 0
         elif not self.rests_at(due_at):  # what was under way when a rest began says nothing new
-            self._unanswered += 1
+            self._unanswered += 1 if len(outcomes) == 1 else 2
             if self.is_unanswered:
-                rest = FIRST_REST_SECONDS * 2.0 ** min(self._unanswered - 2, 10)
+                rest = FIRST_REST_SECONDS * 2.0 ** min(self._unanswered - MOST_UNANSWERED, 10)
                 self._resting_until = now + min(rest, LONGEST_REST_SECONDS)
         return Advice(hold, slow_down=Verdict.THROTTLED in verdicts)
 

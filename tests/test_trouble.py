@@ -53,14 +53,14 @@ def test_calls_without_an_answer_let_a_sender_rest_longer_and_longer(verdict: Ve
         rests.append(rest_of(trouble, now))
         now += LONGEST_REST_SECONDS
 
-    assert rests[:5] == [0.0, *(FIRST_REST_SECONDS * factor for factor in (1, 2, 4, 8))]
-    assert set(rests[5:]) == {LONGEST_REST_SECONDS}
+    assert rests[:7] == [0.0, 0.0, 0.0, *(FIRST_REST_SECONDS * factor for factor in (1, 2, 4, 8))]
+    assert set(rests[7:]) == {LONGEST_REST_SECONDS}
 
 
 def test_calls_that_were_under_way_when_a_rest_began_do_not_make_it_longer() -> None:
     trouble = Trouble()
-    judge(trouble, Verdict.UNKNOWN)
-    judge(trouble, Verdict.UNKNOWN)
+    for _ in range(2):
+        judge(trouble, Verdict.UNKNOWN, Verdict.UNKNOWN)
     for _ in range(50):
         judge(trouble, Verdict.UNKNOWN, now=NOW + 10.0, due_at=NOW + 0.1)
 
@@ -69,14 +69,18 @@ def test_calls_that_were_under_way_when_a_rest_began_do_not_make_it_longer() -> 
     assert rest_of(trouble, NOW + FIRST_REST_SECONDS) == 2 * FIRST_REST_SECONDS
 
 
-def test_it_is_unanswered_from_the_second_call_to_the_first_answer() -> None:
+@pytest.mark.parametrize(("recipients", "unanswered"), [(1, 4), (2, 2), (50, 2)])
+def test_it_is_unanswered_from_the_second_call_or_the_fourth_of_one_to_the_first_answer(
+    recipients: int, unanswered: int
+) -> None:
     trouble = Trouble()
-    answers = []
-    for verdict in (Verdict.UNKNOWN, Verdict.UNREACHED, Verdict.UNKNOWN, Verdict.ACCEPTED):
-        judge(trouble, verdict, due_at=NOW - 1.0)
-        answers.append(trouble.is_unanswered)
+    for number in range(1, 7):
+        verdict = Verdict.UNKNOWN if number % 2 else Verdict.UNREACHED
+        judge(trouble, *[verdict] * recipients, due_at=NOW - 1.0)
+        assert trouble.is_unanswered is (number >= unanswered)
 
-    assert answers == [False, True, True, False]
+    judge(trouble, Verdict.ACCEPTED)
+    assert not trouble.is_unanswered
 
 
 @pytest.mark.parametrize(
@@ -84,10 +88,10 @@ def test_it_is_unanswered_from_the_second_call_to_the_first_answer() -> None:
 )
 def test_an_answer_in_between_begins_the_rests_anew(between: tuple[Verdict, ...]) -> None:
     trouble, later = Trouble(), NOW + LONGEST_REST_SECONDS
-    judge(trouble, Verdict.UNKNOWN)
-    judge(trouble, Verdict.UNKNOWN)
+    for _ in range(2):
+        judge(trouble, Verdict.UNKNOWN, Verdict.UNKNOWN)
     judge(trouble, *between)
-    judge(trouble, Verdict.UNKNOWN, now=later)
+    judge(trouble, Verdict.UNKNOWN, Verdict.UNKNOWN, now=later)
 
     assert rest_of(trouble, later) == 0.0
 
