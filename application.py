@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from click import ClickException, get_current_context
 from flask import Flask
@@ -101,11 +102,18 @@ def _threads(workers: Sequence[Sender | EventQueue]) -> list[threading.Thread]:
 
 def _on_termination(stop: Callable[[], object]) -> None:
     def end(*_: object) -> None:
-        faulthandler.dump_traceback_later(END_SECONDS, exit=True)  # it tells what they wait for
         stop()
+        _end_in_time()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+
+
+@cache
+def _end_in_time() -> None:
+    """End the process in a while, by the first signal's time; print what its threads wait for then."""
+    if sys.stderr is not None:  # it is None when it was closed
+        faulthandler.dump_traceback_later(END_SECONDS, exit=True)
 
 
 def _introduce(settings: config.Config) -> None:

@@ -88,6 +88,7 @@ class Sender:
     tokens: Tokens
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stopping: threading.Event = field(default_factory=threading.Event)
+    ending: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._work: list[Work] = []
@@ -133,12 +134,17 @@ class Sender:
             thread.join()
         log.info("the sender stopped")
 
+    def pause(self) -> None:
+        """Ask for the end of `run`, to go on later: outcomes are written down first, however long that takes."""
+        self.stopping.set()
+
     def stop(self) -> None:
         """Ask for the end.
 
         Safe in a signal handler unless `run` is in the main thread: the handler would then wait for the event's lock
         that the thread it interrupted holds.
         """
+        self.ending.set()
         self.stopping.set()
 
     @property
@@ -374,7 +380,7 @@ class Sender:
                     for batch, outcomes in _by_lease(settled):
                         ledger.settle(session, batch, outcomes, self._clock.time())
             except SQLAlchemyError as error:
-                if self.stopping.is_set():
+                if self.ending.is_set():
                     give_up = min(give_up, time.monotonic() + SETTLE_SECONDS)
                 if time.monotonic() > give_up:
                     raise

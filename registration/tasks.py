@@ -68,7 +68,7 @@ def create_celery(broker_url: str, region: str, make_sender: Callable[[], Sender
             return
         sender().look()
         if sender().has_work:
-            timer = threading.Timer(SLICE_SECONDS, sender().stop)
+            timer = threading.Timer(SLICE_SECONDS, sender().pause)
             timer.start()
             sender().run()
             timer.cancel()

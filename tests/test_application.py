@@ -326,6 +326,22 @@ def test_the_sender_ends_in_a_few_seconds_while_it_waits_for_the_pace(
         assert db.session.query(Delivery).filter_by(status=DeliveryStatus.SENDING).count() == 0
 
 
+def test_the_sender_ends_though_its_standard_error_is_closed(
+    environment: dict[str, str], production: tuple[Flask, dict[str, str]], tmp_path: Path
+) -> None:
+    settings = environment | production[1]
+    command = ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, str(ROOT / "application.py"), "--sender"]
+
+    with subprocess.Popen(command, env=settings, cwd=tmp_path, stdout=subprocess.PIPE) as sender:
+        assert sender.stdout is not None
+        assert b"the sender started" in sender.stdout.readline()
+        sender.send_signal(signal.SIGTERM)
+        printed, _ = sender.communicate(timeout=A_FEW_SECONDS)
+
+    assert sender.returncode == 0
+    assert b"the sender stopped" in printed
+
+
 @pytest.fixture
 def endless_answers() -> Iterator[tuple[str, threading.Event]]:
     """Where a POST is answered byte by byte and without an end, so that no wait for a byte is long; whether one was."""

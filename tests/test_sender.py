@@ -583,6 +583,20 @@ def test_a_sender_that_is_to_end_does_not_hold_outcomes_for_ever(
         scripted._settle(ledger.Batch("one", []), [])
 
 
+def test_a_sender_that_goes_on_later_holds_outcomes_for_as_long_as_it_takes(
+    scripted: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+    left = failing.at_first(monkeypatch, ledger, "settle", *[OperationalError("", {}, Exception("gone"))] * 20)
+    scripted.pause()
+
+    scripted._settle(ledger.Batch("one", []), [])
+
+    assert left == []
+    assert scripted.stopping.is_set()
+
+
 @pytest.fixture
 def leased_long_ago(in_context: None) -> None:
     """A delivery that another sender took, and whose lease is over."""
