@@ -37,6 +37,9 @@ _UNANSWERED = (
     "The mail service gave no answer for some messages. They are tried again a minute later; while it gives none at "
     "all, the others wait."
 )
+_THROTTLED = (
+    "The mail service takes no message and asks to slow down. The next are tried, more slowly, until it takes some."
+)
 PAUSED_BY_HAND = "Somebody paused it. It waits until somebody resumes it."
 
 _S = BroadcastStatus
@@ -401,14 +404,17 @@ def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: 
 
 
 def _obstacle(session: Session, broadcast: Broadcast, rate: float, now: datetime) -> str | None:
-    """Return what keeps a broadcast from moving, nobody knows for how long: no sender, or no answers."""
+    """Return what keeps a broadcast from moving, nobody knows for how long: no sender, no answers, or no room."""
     if rate or not _is_due(broadcast, now):
         return None
     if (since := pacing.absent_since(session, now)) is not None:
         return _NO_SENDER.format(f"since {since:%Y-%m-%d %H:%M} UTC" if since.year > 1970 else "yet")
-    if broadcast.status is _S.SENDING and ledger.has_unanswered(session, broadcast.id):
+    if broadcast.status is not _S.SENDING:
+        return None
+    if ledger.has_unanswered(session, broadcast.id, now):
         return _UNANSWERED
-    return None
+    is_throttled = pacing.is_throttled(session, now=now.timestamp()) and _waits_for(session, broadcast) is None
+    return _THROTTLED if is_throttled else None
 
 
 def _is_due(broadcast: Broadcast, now: datetime) -> bool:

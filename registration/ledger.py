@@ -46,6 +46,8 @@ from .versions import parse_range
 
 LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
+SLOW = timedelta(seconds=30)
+"""A call whose outcome was not written down for so long after its claim has no answer: none is waited for as long."""
 MOST_ATTEMPTS = 5
 """Calls with an unknown outcome before a delivery counts as failed."""
 REGISTRATIONS_AT_ONCE = 2_000
@@ -257,12 +259,13 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
     return bool(rows)
 
 
-def has_unanswered(session: Session, broadcast_id: int) -> bool:
-    """Return whether the mail service gave no answer for some deliveries that are still to be settled.
+def has_unanswered(session: Session, broadcast_id: int, now: datetime) -> bool:
+    """Return whether the mail service gave no answer for some deliveries that are still to be settled, or gives none.
 
     Every other attempt that came to nothing is taken off, and who is to be tried again is the next in the queue.
     """
-    is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1)
+    is_slow = Delivery.leased_until < now + LEASE - SLOW
+    is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1, is_slow)
     sending = _select(broadcast_id, _S.SENDING, Delivery.id).where(is_unanswered).limit(1)
     following = _select(broadcast_id, _S.QUEUED, Delivery.attempts).order_by(Delivery.id).limit(1)
     return session.execute(sending).first() is not None or bool(session.execute(following).scalar())

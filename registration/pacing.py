@@ -33,6 +33,8 @@ BATCH_SECONDS = 0.025
 REST_SECONDS = 0.04
 """How long everybody rests when the mail service asks to slow down."""
 AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
+OF_LATE_SECONDS = 10.0
+"""How long that counts as the reason why nothing leaves."""
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
 BULK_EVERY_SECONDS, BULK_LATER_SECONDS = 1.1, 3.0
 """Between two bulk calls where one a second is let through, and after one that was not."""
@@ -114,6 +116,11 @@ def slow_down(session: Session, *, now: float) -> None:
     factor = recovered(row.factor, since)
     lowered = max(LOWEST, factor * LOWERED) if since < AGAIN_SECONDS else factor
     session.execute(update(Pace).values(factor=lowered, throttled_at=now))
+
+
+def is_throttled(session: Session, *, now: float) -> bool:
+    """Return whether the mail service has asked to slow down of late."""
+    return 0 <= now - session.execute(select(Pace.throttled_at)).scalar_one() <= OF_LATE_SECONDS
 
 
 def note_scarce_bulk_calls(session: Session, *, now: float) -> None:

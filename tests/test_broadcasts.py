@@ -32,7 +32,20 @@ from registration.models import (
 from registration.versions import parse_range
 
 from . import factories
-from .ledgers import ACCEPTED, AFTER_LEASE, NOW, REFUSED, UNKNOWN, claim, commit, filled, lines, settle, statuses
+from .ledgers import (
+    ACCEPTED,
+    AFTER_LEASE,
+    NOW,
+    REFUSED,
+    THROTTLED,
+    UNKNOWN,
+    claim,
+    commit,
+    filled,
+    lines,
+    settle,
+    statuses,
+)
 
 pytestmark = pytest.mark.usefixtures("in_context")
 
@@ -357,6 +370,30 @@ def test_one_that_got_no_answer_says_so_rather_than_that_it_waits_and_until_some
     assert progress(second).reason is None
     commit(broadcasts.pause, first)
     assert progress(first).reason == broadcasts.PAUSED_BY_HAND
+
+
+def test_a_call_that_takes_longer_than_any_should_is_told_as_the_reason() -> None:
+    broadcast_id = filled(2)
+    assert claim(broadcast_id, limit=1) is not None
+    factories.put_sender_to_work(NOW + ledger.SLOW)
+    assert progress(broadcast_id, now=NOW + ledger.SLOW).reason is None
+
+    assert "no answer" in str(progress(broadcast_id, now=NOW + ledger.SLOW + timedelta(seconds=1)).reason)
+
+
+def test_one_of_which_the_mail_service_takes_nothing_says_so_until_it_does() -> None:
+    broadcast_id = filled(2)
+    know(Account(sending_rate=10.0))
+    factories.put_sender_to_work(NOW)
+    settle(claim(broadcast_id), THROTTLED, THROTTLED)
+    commit(pacing.slow_down, now=NOW.timestamp())
+
+    assert "asks to slow down" in str(progress(broadcast_id).reason)
+    assert progress(broadcast_id).expected_end is None
+    assert "goes first" in str(progress(filled(1)).reason)
+    assert progress(broadcast_id, now=NOW + timedelta(seconds=11)).reason is None
+    settle(claim(broadcast_id, limit=1), ACCEPTED)
+    assert progress(broadcast_id).reason is None
 
 
 def test_how_long_it_takes_is_not_known_where_there_is_no_limit_and_none_was_sent_of_late() -> None:

@@ -464,7 +464,7 @@ def test_no_database_chooses_another_way_to_the_next_delivery_of_a_status() -> N
         lambda session: ledger.claim(session, broadcast_id, lease="one", limit=1, now=NOW),
         lambda session: ledger.expire(session, broadcast_id, NOW),
         lambda session: ledger.is_settled(session, broadcast_id),
-        lambda session: ledger.has_unanswered(session, broadcast_id),
+        lambda session: ledger.has_unanswered(session, broadcast_id, NOW),
         lambda session: ledger.sent_since(session, broadcast_id, NOW),
         lambda session: ledger.recent_rate(session, broadcast_id, NOW),
         lambda session: ledger.queue_again(session, broadcast_id, NOW),
