@@ -118,6 +118,10 @@ _NO_CONFIGURATION_SET = (
     Verdict.HELD,
     "Amazon SES does not know the configuration set. Correct SES_CONFIGURATION_SET or create it in the console.",
 )
+_NO_CREDENTIALS = (
+    Verdict.UNREACHED,
+    "There are no AWS credentials to send with. Set AWS_ACCESS_ID and AWS_SECRET_KEY, or give the instance a role.",
+)
 _CREDENTIALS = (
     Verdict.HELD,
     "AWS does not accept the credentials. Check AWS_ACCESS_ID and AWS_SECRET_KEY, or the instance's role.",
@@ -173,7 +177,7 @@ _ENTRY_ERRORS = {
     "FAILED": _REFUSED,
 }
 _NOTHING_LEFT_US = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError)
-_NO_CREDENTIALS = (
+_WITHOUT_CREDENTIALS = (
     CredentialRetrievalError,
     MetadataRetrievalError,
     NoCredentialsError,
@@ -396,8 +400,8 @@ def judge(error: Exception, *, sender: str) -> tuple[Verdict, str]:
     """Return the verdict on a call from a sender that raised an error, and the reason."""
     if isinstance(error, ClientError):
         return _judge_answer(error, sender)
-    if isinstance(error, _NO_CREDENTIALS):
-        return _CREDENTIALS
+    if isinstance(error, _WITHOUT_CREDENTIALS):
+        return _NO_CREDENTIALS
     if isinstance(error, _NOTHING_LEFT_US) or (isinstance(error, SSLError) and _is_of_the_handshake(error)):
         return _NOT_REACHED
     return _NO_ANSWER if isinstance(error, HTTPClientError | ResponseParserError | SSLError) else _NOT_UNDERSTOOD
