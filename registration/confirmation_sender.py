@@ -11,12 +11,14 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import confirmations, mailers, pacing
 from .confirmations import Confirmation
-from .flow import LONGEST_WAIT_SECONDS, LOT_SECONDS
+from .flow import LOT_SECONDS
 from .mailers import Mailer, Recipient, Verdict
 from .tokens import Tokens
 
 REST = timedelta(minutes=1)
 """How long no mail is tried after one that the mail service held up, did not answer or could not be reached for."""
+LONGEST_WAIT_SECONDS = 1.0
+"""How long the thread waits for the instant of a mail at most; broadcasts reserve no further ahead as a rule."""
 _DECIDED = {Verdict.ACCEPTED, Verdict.REFUSED}
 _MAY_HAVE_LEFT = _DECIDED | {Verdict.UNKNOWN}
 

@@ -9,16 +9,16 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from statistics import fmean, median
 
 from . import pacing
 
 AHEAD_SECONDS, LOT_SECONDS = 0.25, 0.2
 """A call is claimed at most the first before it may leave, and one claim takes what the rate allows in the second. So a
-pause takes effect within the sum of both."""
-LONGEST_WAIT_SECONDS = 2 * (AHEAD_SECONDS + LOT_SECONDS)
-"""Nobody is claimed for an instant further away than this, which others have reserved up to: below two recipients a
-second, or when the pace was lowered."""
+pause takes effect within the sum of both. Where the database is slow, both are longer by what a claim takes."""
+LONGEST_CLAIM_SECONDS, LOT_A_CLAIM = 2.0, 1.2
+"""Up to where that is so, and how much longer than a claim what it takes lasts, so that the next one comes in time."""
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
@@ -48,17 +48,16 @@ class Flow:
     """The calls of one process, for any number of threads.
 
     `rate` is that of all senders together in recipients a second, infinite if there is none; `largest` is how many
-    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that; `is_unanswered` tells whether one
-    recipient is to be tried at a time.
+    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that.
     """
 
-    def __init__(self, is_unanswered: Callable[[], bool] = lambda: False) -> None:
-        self._is_unanswered = is_unanswered
+    def __init__(self) -> None:
         self.rate = 0.0
         self.largest = 1
         self.are_bulk_calls_scarce = False
         self._apart_until = self._departed_at = self._behind = 0.0
         self._seconds: deque[tuple[float, float]] = deque(maxlen=50)
+        self._claim_seconds: deque[float] = deque(maxlen=9)
         self._processor_seconds: deque[float] = deque(maxlen=50)
         self._bulk_calls: deque[tuple[float, bool]] = deque()
         self._turn = threading.Lock()
@@ -68,33 +67,59 @@ class Flow:
         self._seconds.append((time.monotonic(), seconds))
         self._processor_seconds.append(processor_seconds)
 
+    def note_claim(self, seconds: float) -> None:
+        """Note how long a claim took, its commit included."""
+        self._claim_seconds.append(min(seconds, LONGEST_CLAIM_SECONDS))
+
+    @property
+    def claim_seconds(self) -> float:
+        """How long a claim takes: no call can leave earlier after it began."""
+        return median(self._claim_seconds) if self._claim_seconds else 0.0
+
+    @property
+    def ahead_seconds(self) -> float:
+        """How long before its instant a call is claimed at most."""
+        return AHEAD_SECONDS + self.claim_seconds
+
+    @property
+    def lot_seconds(self) -> float:
+        """For how long what is claimed at once lasts."""
+        return max(LOT_SECONDS, LOT_A_CLAIM * self.claim_seconds)
+
+    @property
+    def longest_wait_seconds(self) -> float:
+        """How far away the instant of a call is at most when it is claimed.
+
+        Others have reserved up to there: below two recipients a second, or when the pace was lowered.
+        """
+        return 2 * (self.ahead_seconds + self.lot_seconds)
+
     def calls_in_flight(self) -> int:
         """Return how many calls at once keep the rate, by Little's law: calls a second times the time of a call.
 
         That time is the lower quartile of late: what SES and the network take, without the threads' waiting for each
-        other. The shortest would be that of one call that failed at once, and leave the others too few threads.
+        other. The shortest would be that of one call that failed at once, and leave the others too few threads. When
+        calls leave late all the same it is the mean: some answers take much longer than others.
         """
-        if self.is_probing:
-            return 1
         fewest = FEWEST_SINGLE_IN_FLIGHT if self.are_bulk_calls_scarce else FEWEST_IN_FLIGHT
         if math.isinf(self.rate):
             return fewest
-        wanted = math.ceil(self._calls_a_second(SPARE) * _lower_quartile(self._of_late(), UNKNOWN_CALL_SECONDS))
+        of_late = self._of_late()
+        seconds = fmean(of_late) if of_late and self._is_behind else _lower_quartile(of_late, UNKNOWN_CALL_SECONDS)
+        wanted = math.ceil(self._calls_a_second(SPARE) * seconds)
         return min(max(fewest, wanted), MOST_IN_FLIGHT)
 
     def calls_ahead(self) -> int:
         """Return how many calls may wait for their instants, so that the next lot is claimed before this is sent."""
-        if self.is_probing or math.isinf(self.rate) or self._behind > BEHIND_SECONDS:
+        if math.isinf(self.rate) or self._is_behind:
             return 0
-        return math.ceil(self._calls_a_second() * AHEAD_SECONDS)
+        return math.ceil(self._calls_a_second() * self.ahead_seconds)
 
     def lot(self) -> int:
         """Return how many deliveries to claim at once."""
-        if self.is_probing:
-            return 1
-        calls = self._calls_a_second() * LOT_SECONDS
+        calls = self._calls_a_second() * self.lot_seconds
         recipients = self.recipients_a_call()
-        return max(recipients, int(min(self.steady_rate * LOT_SECONDS, calls * recipients, LARGEST_LOT)))
+        return max(recipients, int(min(self.steady_rate * self.lot_seconds, calls * recipients, LARGEST_LOT)))
 
     def recipients_a_call(self) -> int:
         """Return how many recipients a call at the pace has."""
@@ -108,11 +133,6 @@ class Flow:
         return self.are_bulk_calls_scarce and self.largest > 1 and self.rate > MOST_SINGLE_CALLS and not self.is_apart
 
     @property
-    def is_probing(self) -> bool:
-        """Whether there is one call at a time, with one recipient."""
-        return self._is_unanswered()
-
-    @property
     def steady_rate(self) -> float:
         """The rate of the calls that leave at the pace: all but scarce bulk calls."""
         return self.rate - (self.largest if self.has_scarce_bulk_calls else 0)
@@ -120,7 +140,7 @@ class Flow:
     @property
     def is_apart(self) -> bool:
         """Whether calls carry one recipient each for a while."""
-        return self.is_probing or time.monotonic() < self._apart_until
+        return time.monotonic() < self._apart_until
 
     def keep_apart(self) -> None:
         """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is to blame."""
@@ -152,6 +172,10 @@ class Flow:
                 self._bulk_calls.popleft()
             seconds, refused = now - self._bulk_calls[0][0], sum(was_refused for _, was_refused in self._bulk_calls)
             return seconds >= BULK_SECONDS and len(self._bulk_calls) - refused <= min(refused, seconds + 1)
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._behind > BEHIND_SECONDS
 
     def _of_late(self) -> list[float]:
         """Return how long the calls of the last seconds took, or the last four if there were none."""

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
-from itertools import product
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -23,7 +22,7 @@ from .broadcasts import Work
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
 from .db import code_of, is_deadlock
-from .flow import AHEAD_SECONDS, LONGEST_WAIT_SECONDS, Flow
+from .flow import Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
 from .ledger import Batch
@@ -32,14 +31,14 @@ from .messages import Message
 from .models import BroadcastStatus
 from .pacing import BulkTurn
 from .tokens import Tokens
-from .trouble import ALL_IS_WELL, Trouble
+from .trouble import ALL_IS_WELL, Troubles
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
 BUSY_LOOK_SECONDS = 0.5
 """Between two looks while there is work; claiming sees a pause by itself."""
 TROUBLE_SECONDS = 1.0
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 12.0
 """How long outcomes are kept in hand by a sender that is to end while the database is in trouble."""
 RELEASE_SECONDS = 1.0
 """How long what waits is given back; then it is left to the end of its leases."""
@@ -93,11 +92,11 @@ class Sender:
     def __post_init__(self) -> None:
         self._work: list[Work] = []
         self._sending: set[int] = set()
-        self._flow = Flow(lambda: self._trouble.is_unanswered)
+        self._flow = Flow()
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._calls_beside: queue.Queue[Call] = queue.Queue()
-        self._trouble = Trouble()
+        self._troubles = Troubles()
         self._clock = Clock(lambda: self.now())  # noqa: PLW0108  `now` may be replaced
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
@@ -164,7 +163,6 @@ class Sender:
             self._work = broadcasts.underway(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
-            self._trouble = Trouble()  # what was long ago says nothing of the next broadcast
             self._message_of.cache_clear()  # a database that was restored gives ids out again
         self._ask_for_account(now)
         if self._work:
@@ -229,27 +227,42 @@ class Sender:
                 self._guard(partial(self._carry_out, calls.get(timeout=LOOK_SECONDS)))
 
     def _claim_lot(self) -> list[Call]:
-        """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls.
-
-        While no call is answered, who was tried least comes first, of whatever broadcast: another call may be another
-        copy, and to the few who are left of one broadcast it may never be answered.
-        """
-        if self._trouble.rests_at(time.monotonic()):
-            self._claim_at = time.monotonic() + LOOK_SECONDS
-            return []
-        sending = [work for work in self._work if work.status is BroadcastStatus.SENDING]
-        tried_at_most = range(ledger.MOST_ATTEMPTS) if self._flow.is_probing else [None]
-        for tried, work in product(tried_at_most, sending):
+        """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
+        sending = [work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING]
+        now = time.monotonic()
+        ready = [broadcast_id for broadcast_id in sending if self._troubles.of(broadcast_id).may_claim(now)]
+        for broadcast_id in ready:
             before = self._flow.largest
-            self._flow.largest = self.mailer.largest_batch(self._message_of(work.broadcast_id))
-            with self.sessions.begin() as session:
-                bulk_call = self._claim_bulk_call(session, work.broadcast_id)
-                lot = bulk_call or self._claim_and_reserve(session, work.broadcast_id, tried)
+            self._flow.largest = self.mailer.largest_batch(self._message_of(broadcast_id))
+            is_trial = self._troubles.of(broadcast_id).is_unanswered
+            lot = self._claim_trial(broadcast_id) if is_trial else self._claim_at_pace(broadcast_id)
             if lot:
                 return lot
             self._flow.largest = before
             if lot is None:
                 return []
+        if len(ready) < len(sending):
+            self._claim_at = time.monotonic() + LOOK_SECONDS
+        return []
+
+    def _claim_at_pace(self, broadcast_id: int) -> list[Call] | None:
+        """Claim and reserve what the rate allows; return None when it is too early for anybody."""
+        begun = time.monotonic()
+        with self.sessions.begin() as session:
+            lot = self._claim_bulk_call(session, broadcast_id) or self._claim_and_reserve(session, broadcast_id)
+        if lot:
+            self._flow.note_claim(time.monotonic() - begun)
+        return lot
+
+    def _claim_trial(self, broadcast_id: int) -> list[Call] | None:
+        """Claim and reserve one call of one recipient, of those who were tried least: it may be another copy."""
+        for tried in range(ledger.MOST_ATTEMPTS):
+            with self.sessions.begin() as session:
+                lot = self._claim_and_reserve(session, broadcast_id, tried_at_most=tried)
+            if lot:
+                self._troubles.of(broadcast_id).begin_trial(lot[0].batch.lease)
+            if lot or lot is None:
+                return lot
         return []
 
     def _claim_bulk_call(self, session: Session, broadcast_id: int) -> list[Call]:
@@ -257,7 +270,9 @@ class Sender:
         if not self._flow.has_scarce_bulk_calls:
             return []
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
-        turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=AHEAD_SECONDS)
+        turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=self._flow.ahead_seconds)
+        if turn is BulkTurn.YES:
+            wait = max(wait, self._flow.claim_seconds)
         if turn is BulkTurn.NOT_YET:
             return []
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
@@ -271,22 +286,25 @@ class Sender:
         pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 
-    def _claim_and_reserve(self, session: Session, broadcast_id: int, tried_at_most: int | None) -> list[Call] | None:
-        """Claim and reserve for one broadcast; return None when it is too early for anybody."""
+    def _claim_and_reserve(
+        self, session: Session, broadcast_id: int, *, tried_at_most: int | None = None
+    ) -> list[Call] | None:
+        """Claim and reserve for one broadcast, or for one recipient; return None when it is too early for anybody."""
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
-        too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - AHEAD_SECONDS
+        too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - self._flow.ahead_seconds
         if too_early > 0:
             self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
             return None
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         largest = self._flow.recipients_a_call()
-        lease, limit = uuid.uuid4().hex, self._flow.lot()
+        lease, limit = uuid.uuid4().hex, self._flow.lot() if tried_at_most is None else 1
         batch = ledger.claim(session, broadcast_id, lease=lease, limit=limit, now=now, tried_at_most=tried_at_most)
         if batch is None:
             return []
-        wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
-        if wait > LONGEST_WAIT_SECONDS:  # others came first
+        earliest = self._flow.claim_seconds
+        wait = earliest + pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp() + earliest)
+        if wait > self._flow.longest_wait_seconds:  # others came first
             session.rollback()
             self._claim_at = time.monotonic() + LOOK_SECONDS
             return None
@@ -316,20 +334,27 @@ class Sender:
         return filled or expired or finished
 
     def _carry_out(self, call: Call) -> bool:
-        """Wait for the instant of a call, make it, and write down what came of it."""
-        if not call.batch.recipients:
-            return True
-        message = self._message_of(call.broadcast_id)
-        may_leave = self._await_instant(call) and call.broadcast_id in self._sending
-        if not may_leave or self._trouble.rests_at(call.due_at):
-            self._release(call)
-            return True
+        """Wait for the instant of a call, make it unless that has become wrong, and write down what came of it."""
+        trouble = self._troubles.of(call.broadcast_id)
+        try:
+            if not call.batch.recipients:
+                return True
+            message = self._message_of(call.broadcast_id)
+            may_leave = self._await_instant(call) and call.broadcast_id in self._sending
+            if may_leave and trouble.may_leave(call.batch.lease):
+                self._make(call, message)
+            else:
+                self._release(call)
+        finally:
+            trouble.end_trial(call.batch.lease)
+        return True
+
+    def _make(self, call: Call, message: Message) -> None:
         begun, processor_begun = time.monotonic(), time.thread_time()
         outcomes = mailers.send(self.mailer, message, call.batch.recipients)
         self._settle(call.batch, outcomes)
         self._flow.note_call(time.monotonic() - begun, time.thread_time() - processor_begun)
         self._heed(call, outcomes)
-        return True
 
     def _await_instant(self, call: Call) -> bool:
         """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping.
@@ -346,6 +371,7 @@ class Sender:
         return time.monotonic() <= latest
 
     def _release(self, call: Call) -> bool:
+        self._troubles.of(call.broadcast_id).end_trial(call.batch.lease)
         with self.sessions.begin() as session:
             ledger.release(session, call.batch)
             if call.bulk_turn is BulkTurn.YES:
@@ -402,9 +428,10 @@ class Sender:
         was_one_too_many = len(outcomes) > 1 and self._note_bulk_call(call.bulk_turn, verdicts)
         if Verdict.APART in verdicts:
             self._flow.keep_apart()
-        was_probing = self._flow.is_probing
-        advice = self._trouble.judge(outcomes, time.monotonic(), due_at=call.due_at)
-        if was_probing and not self._flow.is_probing:
+        trouble = self._troubles.of(call.broadcast_id)
+        was_unanswered = trouble.is_unanswered
+        advice = self._troubles.judge(call.broadcast_id, outcomes, time.monotonic(), due_at=call.due_at)
+        if was_unanswered and not trouble.is_unanswered:
             self._flow.keep_apart()  # perhaps one recipient gets an answer, and fifty do not
         if advice == ALL_IS_WELL:
             return

@@ -1,4 +1,4 @@
-"""What has gone wrong in the calls of a sender of late, and what is to be done about it."""
+"""What has gone wrong in the calls of a sender of late, by broadcast, and what is to be done about it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ UNREACHED_SECONDS = 10.0
 MOST_REFUSED = 5
 """So many addresses refused one after another are not to blame: the sender or the message is."""
 MOST_UNANSWERED = 4
-"""After so many calls of one recipient in a row without an answer a sender rests. One of several recipients counts as
-two, because there would be more copies; among many calls of one, two in a row now and then are chance."""
+"""After so many calls of one recipient in a row without an answer a broadcast rests. One of several recipients counts
+as two, because there would be more copies; among many calls of one, two in a row now and then are chance."""
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 1.0, 15.0
 """How long it rests then, twice as long after each more, and at most."""
 _NO_ANSWER = {Verdict.UNKNOWN, Verdict.UNREACHED}
@@ -36,24 +36,43 @@ ALL_IS_WELL = Advice(None, slow_down=False)
 
 
 class Trouble:
-    """Judges the calls of one sender by their outcomes, one call after another.
+    """Judges the calls of one broadcast by one sender by their outcomes, one call after another.
 
-    Times are in seconds of a clock that only goes forward.
+    While it is unanswered it makes one call at a time, a trial, known by the name of its claim. Times are in seconds of
+    a clock that only goes forward.
     """
 
     def __init__(self) -> None:
         self._unanswered = self._refused = 0
         self._unreached_since = math.inf
         self._resting_until = -math.inf
+        self._trial: str | None = None
 
     @property
     def is_unanswered(self) -> bool:
         """Whether the last calls got no answer: what could be reached may have gone to everybody in them, or nobody."""
         return self._unanswered >= MOST_UNANSWERED
 
-    def rests_at(self, instant: float) -> bool:
-        """Return whether this sender makes no call at an instant, for which one may have been claimed before."""
-        return instant < self._resting_until
+    def suspect(self) -> None:
+        """Take the last calls as unanswered, because those of another broadcast were."""
+        self._unanswered = max(self._unanswered, MOST_UNANSWERED)
+
+    def may_claim(self, now: float) -> bool:
+        """Return whether there may be a call: it does not rest, and no trial is under way."""
+        return not self._rests_at(now) and (self._trial is None or not self.is_unanswered)
+
+    def may_leave(self, lease: str) -> bool:
+        """Return whether a call may be made, which may have been claimed before the last ones went wrong."""
+        return not self.is_unanswered or lease == self._trial
+
+    def begin_trial(self, lease: str) -> None:
+        """Let no other call be claimed until this one has been made or given back."""
+        self._trial = lease
+
+    def end_trial(self, lease: str) -> None:
+        """Take a call as made or given back, if it was a trial."""
+        if lease == self._trial:
+            self._trial = None
 
     def judge(self, outcomes: Sequence[Outcome], now: float, *, due_at: float) -> Advice:
         """Return what to do after a call that was due at an instant."""
@@ -64,12 +83,15 @@ class Trouble:
             self._refused = 0
         if not verdicts <= _NO_ANSWER:
             self._unanswered = 0
-        elif not self.rests_at(due_at):  # what was under way when a rest began says nothing new
+        elif not self._rests_at(due_at):  # what was under way when a rest began says nothing new
             self._unanswered += 1 if len(outcomes) == 1 else 2
             if self.is_unanswered:
                 rest = FIRST_REST_SECONDS * 2.0 ** min(self._unanswered - MOST_UNANSWERED, 10)
                 self._resting_until = now + min(rest, LONGEST_REST_SECONDS)
         return Advice(hold, slow_down=Verdict.THROTTLED in verdicts)
+
+    def _rests_at(self, instant: float) -> bool:
+        return instant < self._resting_until
 
     def _out_of_reach(self, outcomes: Sequence[Outcome], now: float) -> str | None:
         """Return that nothing got through for a while; a call that may have says nothing of that."""
@@ -86,6 +108,37 @@ class Trouble:
         judged = [outcome.verdict for outcome in outcomes if outcome.verdict is not Verdict.APART]
         self._refused = self._refused + len(judged) if set(judged) == {Verdict.REFUSED} else 0
         return _ALL_REFUSED if self._refused >= MOST_REFUSED else None
+
+
+class Troubles:
+    """The trouble of each broadcast that one sender has sent.
+
+    What is never answered in one keeps no other waiting. None is forgotten, so that one which goes on after a pause
+    begins with a trial.
+    """
+
+    def __init__(self) -> None:
+        self._by_broadcast: dict[int, Trouble] = {}
+        self._was_unanswered = False
+
+    def of(self, broadcast_id: int) -> Trouble:
+        """Return the trouble of a broadcast; a new one is suspected if the one that had the last call is unanswered."""
+        if broadcast_id not in self._by_broadcast:
+            trouble = self._by_broadcast.setdefault(broadcast_id, Trouble())
+            if self._was_unanswered:
+                trouble.suspect()
+        return self._by_broadcast[broadcast_id]
+
+    def judge(self, broadcast_id: int, outcomes: Sequence[Outcome], now: float, *, due_at: float) -> Advice:
+        """Return what to do after a call, see `Trouble.judge`; when no answers come any more, all are suspected."""
+        trouble = self.of(broadcast_id)
+        was_unanswered = trouble.is_unanswered
+        advice = trouble.judge(outcomes, now, due_at=due_at)
+        self._was_unanswered = trouble.is_unanswered
+        if self._was_unanswered and not was_unanswered:
+            for other in list(self._by_broadcast.values()):
+                other.suspect()
+        return advice
 
 
 def _first_reason(outcomes: Sequence[Outcome], verdict: Verdict) -> str | None:

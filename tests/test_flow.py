@@ -17,10 +17,9 @@ def flow_at(
     seconds: float = 0.2,
     processor_seconds: float = 0.006,
     scarce: bool = False,
-    unanswered: bool = False,
 ) -> Flow:
     """Return a flow that has had a few calls with so many recipients a second of all senders."""
-    made = Flow(lambda: unanswered)
+    made = Flow()
     made.rate, made.largest, made.are_bulk_calls_scarce = rate, 50, scarce
     for _ in range(9):
         made.note_call(seconds, processor_seconds)
@@ -74,12 +73,26 @@ def test_a_lot_is_what_the_rate_allows_in_a_fifth_of_a_second(rate: float, recip
     assert (calls.recipients_a_call(), calls.lot()) == (recipients, lot)
 
 
-@pytest.mark.parametrize("rate", [1.0, 2000.0, math.inf])
-def test_while_it_probes_there_is_one_call_with_one_recipient(rate: float) -> None:
-    calls = flow_at(rate, scarce=True, unanswered=True)
+def test_where_the_database_is_slow_more_is_claimed_earlier() -> None:
+    calls = flow_at(300.0)
+    fast = calls.ahead_seconds, calls.lot_seconds, calls.longest_wait_seconds, calls.calls_ahead(), calls.lot()
 
-    assert (calls.calls_in_flight(), calls.calls_ahead(), calls.lot(), calls.recipients_a_call()) == (1, 0, 1, 1)
-    assert not calls.has_scarce_bulk_calls
+    for seconds in [0.5] * 5 + [0.01] * 4:
+        calls.note_claim(seconds)
+
+    slow = calls.ahead_seconds, calls.lot_seconds, calls.longest_wait_seconds, calls.calls_ahead(), calls.lot()
+    assert fast == pytest.approx((0.25, 0.2, 0.9, 11, 60))
+    assert calls.claim_seconds == 0.5
+    assert slow == (0.75, pytest.approx(0.6), pytest.approx(2.7), 33, 179)
+
+
+def test_a_database_that_hangs_does_not_let_a_pause_wait_for_ever() -> None:
+    calls = flow_at(300.0)
+
+    for _ in range(9):
+        calls.note_claim(60.0)
+
+    assert calls.ahead_seconds + calls.lot_seconds < 5.0
 
 
 def test_where_bulk_calls_are_scarce_they_take_their_recipients_off_the_rate_of_the_others() -> None:
@@ -138,6 +151,18 @@ def test_how_long_calls_take_is_judged_by_those_of_late(monkeypatch: pytest.Monk
     calls.note_call(2.0, 0.006)
 
     assert calls.calls_in_flight() == 42
+
+
+def test_when_calls_leave_late_there_are_as_many_as_slow_answers_need() -> None:
+    calls = flow_at(300.0, seconds=0.1)
+    for number in range(50):
+        calls.note_call(1.0 if number % 3 == 0 else 0.1, 0.006)
+    in_time = calls.calls_in_flight()
+
+    calls.departure(time.monotonic() - 2 * flow.BEHIND_SECONDS, 1, latest=math.inf)
+
+    assert in_time == math.ceil(1.5 * 300 / 7 * 0.1)
+    assert calls.calls_in_flight() == math.ceil(1.5 * 300 / 7 * (17 * 1.0 + 33 * 0.1) / 50)
 
 
 def test_who_cannot_keep_up_claims_no_more_ahead() -> None:

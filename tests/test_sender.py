@@ -959,12 +959,83 @@ def test_after_an_answer_calls_carry_one_recipient_each_for_a_while(
     assert set(calls[2:]) == {1}
 
 
-def test_trouble_from_before_a_time_without_work_is_forgotten(scripted: Sender) -> None:
-    scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 0.0, due_at=0.0)
+def test_a_broadcast_that_gets_no_answer_keeps_no_other_waiting(scripted: Sender, mailer: ScriptedMailer) -> None:
+    """Something in its message may be to blame."""
+    first, second = ledgers.filled(60), ledgers.filled(400)
+    own = {line.id for line in ledgers.lines(first)}
+    mailer.rate, mailer.largest = 2000.0, 20
 
+    def answer_the_second(recipients: Sequence[Recipient]) -> list[Outcome]:
+        verdict = Verdict.UNKNOWN if own & {one.delivery_id for one in recipients} else Verdict.ACCEPTED
+        return always(verdict)(recipients)
+
+    mailer.script = [answer_the_second] * 500
+    with running(scripted):
+        until(lambda: progress(second).status is BroadcastStatus.SENT)
+
+    unanswered = ledgers.statuses(first)
+    assert set(unanswered) == {"sending", "queued"}
+    assert unanswered["queued"] > 0, "it was tried more and more seldom"
+
+
+def test_a_pause_in_an_outage_does_not_let_a_broadcast_begin_with_full_calls_again(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trouble, "LONGEST_REST_SECONDS", 0.05)
+    broadcast_id = ledgers.filled(400)
+    mailer.rate, mailer.largest = 2000.0, 20
+    calls: list[int] = []
+
+    def say_nothing(recipients: Sequence[Recipient]) -> list[Outcome]:
+        calls.append(len(recipients))
+        return always(Verdict.UNKNOWN)(recipients)
+
+    mailer.script = [say_nothing] * 2
+    until(lambda: step(scripted) and not mailer.script)
+    commit(broadcasts.pause, broadcast_id)
+    step(scripted)
+    assert not scripted.has_work
+    commit(broadcasts.resume, broadcast_id)
+    mailer.script = [say_nothing] * 2
+    until(lambda: step(scripted) and not mailer.script)
+
+    assert calls == [20, 20, 1, 1]
+
+
+def test_a_trial_that_is_late_makes_way_for_the_next(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast_id = ledgers.filled(4)
     scripted.look()
+    scripted._troubles.of(broadcast_id).suspect()
+    (trial,) = scripted._claim_lot()
+    assert scripted._claim_lot() == []
 
-    assert scripted._trouble.judge([Outcome(Verdict.UNREACHED, reason="Because.")], 3600.0, due_at=3600.0).hold is None
+    scripted._carry_out(replace(trial, due_at=time.monotonic() - 60.0))
+
+    assert mailer.times == []
+    assert len(scripted._claim_lot()) == 1
+
+
+def test_a_slow_database_does_not_make_every_call_late(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim is nine round trips, and what comes half a second after its instant is given back."""
+    broadcast_id = ledgers.filled(300)
+    mailer.rate, mailer.largest = 300.0, 50
+    claim, claims = ledger.claim, []
+
+    def claim_slowly(*arguments: Any, **named: Any) -> ledger.Batch | None:
+        time.sleep(0.7)
+        claims.append(named["limit"])
+        return claim(*arguments, **named)
+
+    monkeypatch.setattr(ledger, "claim", claim_slowly)
+    with running(scripted):
+        until(lambda: progress(broadcast_id).status is BroadcastStatus.SENT)
+
+    assert len(mailer.sent) == 300
+    assert max(claims[:4]) > 200, "the first tells how long one takes; the next ones last as long"
 
 
 def test_a_paused_broadcast_is_filled_and_sent_to_nobody(scripted: Sender, mailer: ScriptedMailer) -> None:

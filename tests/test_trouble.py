@@ -13,6 +13,7 @@ from registration.trouble import (
     UNREACHED_SECONDS,
     Advice,
     Trouble,
+    Troubles,
 )
 
 NOW = 1000.0
@@ -25,7 +26,7 @@ def judge(trouble: Trouble, *verdicts: Verdict, now: float = NOW, due_at: float 
 
 def rest_of(trouble: Trouble, now: float) -> float:
     """Return for how many whole seconds from now on there is to be no call."""
-    return float(next(second for second in range(100) if not trouble.rests_at(now + second)))
+    return float(next(second for second in range(100) if trouble.may_claim(now + second)))
 
 
 def test_nothing_is_to_be_done_about_what_was_accepted() -> None:
@@ -141,3 +142,71 @@ def test_one_that_is_accepted_begins_the_count_of_refusals_anew() -> None:
     judge(trouble, Verdict.REFUSED, Verdict.ACCEPTED)
 
     assert judge(trouble, Verdict.REFUSED).hold is None
+
+
+def unanswered() -> Trouble:
+    trouble = Trouble()
+    for _ in range(2):
+        judge(trouble, Verdict.UNKNOWN, Verdict.UNKNOWN, now=NOW - LONGEST_REST_SECONDS)
+    return trouble
+
+
+def test_while_it_is_unanswered_one_call_at_a_time_is_tried() -> None:
+    trouble = unanswered()
+    assert trouble.may_claim(NOW)
+
+    trouble.begin_trial("trial")
+
+    assert [trouble.may_leave(lease) for lease in ("claimed before", "trial")] == [False, True]
+    assert not trouble.may_claim(NOW)
+    trouble.end_trial("claimed before")
+    assert not trouble.may_claim(NOW)
+    trouble.end_trial("trial")
+    assert trouble.may_claim(NOW)
+    assert not trouble.may_leave("trial")
+
+
+def test_an_answer_to_another_call_ends_the_wait_for_a_trial() -> None:
+    trouble = unanswered()
+    trouble.begin_trial("trial")
+
+    judge(trouble, Verdict.ACCEPTED)
+
+    assert trouble.may_claim(NOW)
+    assert trouble.may_leave("any")
+
+
+def judged(troubles: Troubles, broadcast_id: int, *verdicts: Verdict) -> bool:
+    troubles.judge(broadcast_id, [Outcome(verdict) for verdict in verdicts], NOW, due_at=NOW)
+    return troubles.of(broadcast_id).is_unanswered
+
+
+def test_a_broadcast_without_answers_makes_the_others_try_once_and_no_more() -> None:
+    troubles = Troubles()
+    assert not judged(troubles, 2, Verdict.ACCEPTED)
+    for _ in range(2):
+        judged(troubles, 1, Verdict.UNKNOWN, Verdict.UNKNOWN)
+
+    assert [troubles.of(broadcast_id).is_unanswered for broadcast_id in (1, 2, 3)] == [True] * 3
+    assert [troubles.of(broadcast_id).may_claim(NOW) for broadcast_id in (1, 2, 3)] == [False, True, True]
+    assert not judged(troubles, 2, Verdict.ACCEPTED)
+    assert judged(troubles, 1, Verdict.UNKNOWN)
+    assert not troubles.of(2).is_unanswered
+
+
+def test_a_new_broadcast_is_not_suspected_when_the_last_call_was_answered() -> None:
+    troubles = Troubles()
+    for _ in range(2):
+        judged(troubles, 1, Verdict.UNKNOWN, Verdict.UNKNOWN)
+    judged(troubles, 2, Verdict.ACCEPTED)
+
+    assert not troubles.of(3).is_unanswered
+    assert troubles.of(1).is_unanswered
+
+
+def test_what_is_refused_in_one_broadcast_is_not_held_against_another() -> None:
+    troubles, refused = Troubles(), [Outcome(Verdict.REFUSED)] * (MOST_REFUSED - 1)
+
+    holds = [troubles.judge(number, refused, NOW, due_at=NOW).hold for number in (1, 2)]
+
+    assert holds == [None, None]
