@@ -235,7 +235,7 @@ class Sender:
             before = self._flow.largest
             self._flow.largest = self.mailer.largest_batch(self._message_of(broadcast_id))
             is_trial = self._troubles.of(broadcast_id).is_unanswered
-            lot = self._claim_trial(broadcast_id) if is_trial else self._claim_at_pace(broadcast_id)
+            lot = self._claim_trial(broadcast_id) if is_trial else self._claim(broadcast_id)
             if lot:
                 return lot
             self._flow.largest = before
@@ -245,11 +245,12 @@ class Sender:
             self._claim_at = time.monotonic() + LOOK_SECONDS
         return []
 
-    def _claim_at_pace(self, broadcast_id: int) -> list[Call] | None:
-        """Claim and reserve what the rate allows; return None when it is too early for anybody."""
+    def _claim(self, broadcast_id: int, tried_at_most: int | None = None) -> list[Call] | None:
+        """Claim and reserve what the rate allows, or one recipient; return None when it is too early for anybody."""
         begun = time.monotonic()
         with self.sessions.begin() as session:
-            lot = self._claim_bulk_call(session, broadcast_id) or self._claim_and_reserve(session, broadcast_id)
+            bulk_call = self._claim_bulk_call(session, broadcast_id) if tried_at_most is None else []
+            lot = bulk_call or self._claim_and_reserve(session, broadcast_id, tried_at_most)
         if lot:
             self._flow.note_claim(time.monotonic() - begun)
         return lot
@@ -257,9 +258,7 @@ class Sender:
     def _claim_trial(self, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve one call of one recipient, of those who were tried least: it may be another copy."""
         for tried in range(ledger.MOST_ATTEMPTS):
-            with self.sessions.begin() as session:
-                lot = self._claim_and_reserve(session, broadcast_id, tried_at_most=tried)
-            if lot:
+            if lot := self._claim(broadcast_id, tried_at_most=tried):
                 self._troubles.of(broadcast_id).begin_trial(lot[0].batch.lease)
             if lot or lot is None:
                 return lot
@@ -271,10 +270,10 @@ class Sender:
             return []
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=self._flow.ahead_seconds)
-        if turn is BulkTurn.YES:
-            wait = max(wait, self._flow.claim_seconds)
         if turn is BulkTurn.NOT_YET:
             return []
+        if turn is BulkTurn.YES:
+            wait = max(wait, self._flow.claim_seconds)
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.largest, now=now)
@@ -286,10 +285,8 @@ class Sender:
         pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 
-    def _claim_and_reserve(
-        self, session: Session, broadcast_id: int, *, tried_at_most: int | None = None
-    ) -> list[Call] | None:
-        """Claim and reserve for one broadcast, or for one recipient; return None when it is too early for anybody."""
+    def _claim_and_reserve(self, session: Session, broadcast_id: int, tried_at_most: int | None) -> list[Call] | None:
+        """Claim and reserve for calls at the pace, or for one of one recipient."""
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - self._flow.ahead_seconds
         if too_early > 0:
