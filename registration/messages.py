@@ -45,7 +45,7 @@ def compose(title: str, contents: str, html: str | None = None) -> Message:
     it into a file, is left out.
     """
     title, contents = title.removeprefix(BYTE_ORDER_MARK).strip(), contents.removeprefix(BYTE_ORDER_MARK)
-    if not title or len(title) > LONGEST_TITLE:
+    if _is_blank(title) or len(title) > LONGEST_TITLE:
         raise InvalidEmailMessageException(_wrong_length("title", title, LONGEST_TITLE))
     if any(unicodedata.category(character) in _LINE_BREAKERS for character in title):
         raise InvalidEmailMessageException("The title must be one line without control characters.")
@@ -69,7 +69,7 @@ def mark_as_test(message: Message) -> Message:
 
 
 def _check(name: str, text: str, longest: int) -> None:
-    if not text.strip() or len(text) > longest:
+    if _is_blank(text) or len(text) > longest:
         raise InvalidEmailMessageException(_wrong_length(name, text, longest))
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text if character not in _ALLOWED_CONTROLS):
         raise InvalidEmailMessageException(f"The {name} must not hold control characters or lone surrogates.")
@@ -83,7 +83,12 @@ def _check(name: str, text: str, longest: int) -> None:
 
 def _wrong_length(name: str, text: str, longest: int) -> str:
     sentence = f"The {name} must have 1 to {longest:,} characters."
-    return f"{sentence} There are {len(text):,}." if text.strip() else sentence
+    return sentence if _is_blank(text) else f"{sentence} There are {len(text):,}."
+
+
+def _is_blank(text: str) -> bool:
+    """Return whether nobody would see anything: blanks, and characters without a width (Cf)."""
+    return all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
 
 
 def _check_nothing_lost(name: str, text: str) -> None:

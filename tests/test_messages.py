@@ -111,6 +111,12 @@ def test_a_message_never_starts_another_header_or_holds_nul(title: str, contents
     assert message.text == contents
 
 
+@pytest.mark.parametrize(("title", "contents"), [("\u200b \u2060", "b"), ("a", "\u200d\n\u200b")])
+def test_what_nobody_would_see_is_no_message(title: str, contents: str) -> None:
+    with pytest.raises(InvalidEmailMessageException, match="must have 1 to"):
+        compose(title, contents)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_message() -> None:
     message = compose("\ufeffUpdate now", "\ufeff# Hole", "\ufeff<p>Hole</p>")
 
