@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from pathlib import Path
 
 from click import ClickException, get_current_context
 from flask import Flask
@@ -101,19 +101,21 @@ def _threads(workers: Sequence[Sender | EventQueue]) -> list[threading.Thread]:
 
 
 def _on_termination(stop: Callable[[], object]) -> None:
+    once = iter([stop])  # a second signal may interrupt the first, whose lock it would then wait for
+
     def end(*_: object) -> None:
-        stop()
-        _end_in_time()
+        for begin_to_stop in once:
+            _end_in_time()
+            begin_to_stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
 
 
-@cache
 def _end_in_time() -> None:
-    """End the process in a while, by the first signal's time; print what its threads wait for then."""
-    if sys.stderr is not None:  # it is None when it was closed
-        faulthandler.dump_traceback_later(END_SECONDS, exit=True)
+    """End the process in a while; print what its threads wait for then."""
+    told_to = sys.stderr or Path("/dev/null").open("w")  # None when it was closed  # noqa: SIM115
+    faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=told_to)
 
 
 def _introduce(settings: config.Config) -> None:

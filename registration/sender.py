@@ -126,11 +126,9 @@ class Sender:
             started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
             if not self._work:
                 self._release_all_waiting()
-        if "claims" in threads:
-            threads["claims"].join()
-        self._release_all_waiting()  # before the calls in flight end: others go on with it
         for thread in threads.values():
             thread.join()
+        self._release_all_waiting()
         log.info("the sender stopped")
 
     def pause(self) -> None:
@@ -193,10 +191,14 @@ class Sender:
         return "claims" in missing
 
     def _claim_calls(self) -> None:
-        """Keep calls waiting for the threads that make them."""
+        """Keep calls waiting for the threads that make them, and give back what waits at the end.
+
+        Others go on with that before the calls in flight have ended, or a look that waits for the mail service.
+        """
         while self._work and not self.stopping.is_set():
             if not self._guard(self._claim_ahead):
                 self.stopping.wait(BREATH_SECONDS)
+        self._release_all_waiting()
 
     def _claim_ahead(self) -> bool:
         """Claim the next lot unless enough calls wait or it is too early; return whether there was one."""

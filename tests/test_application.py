@@ -342,6 +342,28 @@ def test_the_sender_ends_though_its_standard_error_is_closed(
     assert b"the sender stopped" in printed
 
 
+def test_a_second_signal_does_not_interrupt_the_first(
+    environment: dict[str, str], production: tuple[Flask, dict[str, str]]
+) -> None:
+    """An event that is being set waits for its own lock when a handler sets it in between."""
+    program = (
+        "import application, faulthandler, signal\n"
+        "stops = []\n"
+        "def stop():\n"
+        "    stops.append(signal.raise_signal(signal.SIGINT))\n"
+        "application._on_termination(stop)\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "faulthandler.cancel_dump_traceback_later()\n"
+        "print(len(stops), 'stop')"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment | production[1], capture_output=True, check=True
+    )
+
+    assert b"1 stop" in done.stdout
+
+
 @pytest.fixture
 def endless_answers() -> Iterator[tuple[str, threading.Event]]:
     """Where a POST is answered byte by byte and without an end, so that no wait for a byte is long; whether one was."""
@@ -364,10 +386,13 @@ def endless_answers() -> Iterator[tuple[str, threading.Event]]:
         server.shutdown()
 
 
-def test_the_sender_ends_in_time_though_an_answer_never_does(
+@pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed"])
+def test_the_sender_ends_in_time_though_an_answer_never_does_and_standard_error_is_open_or_closed(
     production: tuple[Flask, dict[str, str]],
     environment: dict[str, str],
     endless_answers: tuple[str, threading.Event],
+    *,
+    is_closed: bool,
 ) -> None:
     (application, settings), (url, begun) = production, endless_answers
     with application.app_context():
@@ -376,17 +401,15 @@ def test_the_sender_ends_in_time_though_an_answer_never_does(
     settings |= {"MAILER": "ses", "SES_REGION": "us-east-1", "AWS_ACCESS_ID": "test", "AWS_SECRET_KEY": "test"}
     settings |= {"AWS_ENDPOINT_URL_SESV2": url}
     program = "import application; application.END_SECONDS = 1; application.main(['--sender'])"
+    command = ["sh", "-c", f'exec "$0" "$@" {"2>&-" * is_closed}', sys.executable, "-c", program]
 
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment | settings, stderr=subprocess.PIPE
-    ) as sender:
+    with subprocess.Popen(command, cwd=ROOT, env=environment | settings, stderr=subprocess.PIPE) as sender:
         assert begun.wait(START_SECONDS)
         sender.send_signal(signal.SIGTERM)
         _, printed = sender.communicate(timeout=A_FEW_SECONDS)
 
     assert sender.returncode == 1
-    assert b"Timeout" in printed
-    assert b"in _send_one" in printed
+    assert (b"Timeout" in printed, b"in _send_one" in printed) == (not is_closed, not is_closed)
 
 
 def test_the_sender_outlives_credentials_that_cannot_be_fetched_and_says_what_to_do(

@@ -24,7 +24,7 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.event import listen, remove
 from sqlalchemy.exc import OperationalError
 
@@ -527,7 +527,14 @@ def test_send_sends_a_test_to_one_address_only(
     register(application, 3)
     how = ("send", "--title", "Update", notice)
 
+    def free_at() -> float:
+        with application.app_context():
+            return db.session.execute(select(Pace.free_at)).scalar_one()
+
+    before = free_at()
     result = run(*how, "--test", " me@example.org ")
+
+    assert free_at() > before
 
     assert (result.exit_code, result.output) == (0, "The test was sent. Nobody else got it.\n")
     (mail,) = inbox.mails()

@@ -343,6 +343,8 @@ def test_nginx_answers_in_place_of_the_application_as_it_would() -> None:
         assert answers[1][1] == errors._answer_unavailable(OperationalError("", {}, Exception())).json
     assert [status for status, _ in answers] == [413, 503]
     assert f"add_header Retry-After {errors.RETRY_SECONDS} always;" in NGINX
+    assert re.findall(r"error_page ([^;]*);", NGINX) == ["413 @too_large", "502 504 =503 @unavailable"]
+    assert re.findall(r"location (@\w+)", NGINX) == ["@too_large", "@unavailable"]
 
 
 def test_nginx_leaves_the_answer_to_a_body_that_is_too_large_to_the_application() -> None:

@@ -550,6 +550,35 @@ def test_stopping_while_waiting_for_the_pace_gives_the_batch_back(scripted: Send
     assert set(db.session.execute(select(Delivery.lease)).scalars()) == {None}
 
 
+def test_what_waits_is_given_back_before_calls_in_flight_and_a_look_have_ended(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast_id = ledgers.filled(6)
+    mailer.largest = 1
+    slow = replace(scripted, rate_limit=5.0)
+    answered, has_looked, look = threading.Event(), threading.Event(), slow.look
+
+    def answer_late(recipients: Sequence[Recipient]) -> list[Outcome]:
+        answered.wait(30)
+        return [ACCEPTED] * len(recipients)
+
+    def look_once() -> bool:
+        if has_looked.is_set():
+            answered.wait(30)
+        has_looked.set()
+        return look()
+
+    mailer.script = [answer_late] * 6
+    monkeypatch.setattr(slow, "look", look_once)
+    with running(slow):
+        try:
+            until(lambda: mailer.times and ledgers.statuses(broadcast_id)["sending"] > len(mailer.times))
+            slow.stop()
+            until(lambda: ledgers.statuses(broadcast_id)["sending"] == len(mailer.times))
+        finally:
+            answered.set()
+
+
 def test_outcomes_survive_a_database_that_is_away_for_a_moment(
     scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

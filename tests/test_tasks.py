@@ -166,6 +166,38 @@ def test_a_task_sends_for_a_slice_and_asks_for_the_next(
     assert waiting(celery) == 1
 
 
+class Endless:
+    """A sender that always has something to do."""
+
+    has_work = True
+
+    def __init__(self) -> None:
+        self.stopping, self.asked = threading.Event(), list[str]()
+
+    def look(self) -> None: ...
+
+    def run(self) -> None:
+        assert self.stopping.wait(20)
+
+    def pause(self) -> None:
+        self.asked.append("pause")
+        self.stopping.set()
+
+    def stop(self) -> None:
+        self.asked.append("stop")
+        self.stopping.set()
+
+
+def test_the_end_of_a_slice_is_no_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that is to end gives up what it cannot write down, and then somebody gets a second copy."""
+    monkeypatch.setattr(tasks, "SLICE_SECONDS", 0.05)
+    sender = Endless()
+
+    tasks.create_celery("memory://", "us-east-1", lambda: sender).tasks[tasks.TASK]()  # type: ignore[arg-type, return-value]
+
+    assert sender.asked == ["pause"]
+
+
 def test_a_task_without_anything_to_send_ends_the_chain(celery: Celery) -> None:
     tasks.wake(celery)
     assert waiting(celery) == 1
