@@ -553,9 +553,10 @@ def test_stopping_while_waiting_for_the_pace_gives_the_batch_back(scripted: Send
 def test_what_waits_is_given_back_before_calls_in_flight_and_a_look_have_ended(
     scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broadcast_id = ledgers.filled(6)
+    broadcast_id = ledgers.filled(12)
     mailer.largest = 1
-    slow = replace(scripted, rate_limit=5.0)
+    monkeypatch.setattr(flow, "MOST_IN_FLIGHT", 4)
+    slow = replace(scripted, rate_limit=100.0)
     answered, has_looked, look = threading.Event(), threading.Event(), slow.look
 
     def answer_late(recipients: Sequence[Recipient]) -> list[Outcome]:
@@ -568,13 +569,13 @@ def test_what_waits_is_given_back_before_calls_in_flight_and_a_look_have_ended(
         has_looked.set()
         return look()
 
-    mailer.script = [answer_late] * 6
+    mailer.script = [answer_late] * 12
     monkeypatch.setattr(slow, "look", look_once)
     with running(slow):
         try:
-            until(lambda: mailer.times and ledgers.statuses(broadcast_id)["sending"] > len(mailer.times))
+            until(lambda: len(mailer.times) == 4 and ledgers.statuses(broadcast_id) == {"sending": 12})
             slow.stop()
-            until(lambda: ledgers.statuses(broadcast_id)["sending"] == len(mailer.times))
+            until(lambda: ledgers.statuses(broadcast_id) == {"sending": 4, "queued": 8})
         finally:
             answered.set()
 
