@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,8 @@ from .tokens import Tokens
 REST = timedelta(minutes=1)
 """How long no mail is tried after one that the mail service held up, did not answer or could not be reached for."""
 LONGEST_WAIT_SECONDS = 1.0
-"""How long the thread waits for the instant of a mail at most; broadcasts reserve no further ahead as a rule."""
+"""How long the thread waits for the instant of a mail at most; broadcasts reserve no further ahead, unless the database
+is slow."""
 _DECIDED = {Verdict.ACCEPTED, Verdict.REFUSED}
 _MAY_HAVE_LEFT = _DECIDED | {Verdict.UNKNOWN}
 
@@ -60,6 +62,7 @@ class ConfirmationSender:
 
     def _take(self, now: datetime, most: int) -> float:
         """Take mails that are due and reserve their turn; return the seconds to wait for it."""
+        begun = time.monotonic()
         with self.sessions.begin() as session:
             if not confirmations.are_due(session, now):
                 return 0.0
@@ -68,7 +71,8 @@ class ConfirmationSender:
                 return 0.0
             limit = int(min(most, max(1.0, rate * LOT_SECONDS)))
             taken = confirmations.take(session, now, tokens=self.tokens, limit=limit)
-            wait = pacing.reserve(session, len(taken), rate=rate, now=now.timestamp()) if taken else 0.0
+            by_now = now.timestamp() + time.monotonic() - begun
+            wait = pacing.reserve(session, len(taken), rate=rate, now=by_now) if taken else 0.0
             if wait > LONGEST_WAIT_SECONDS:  # others came first
                 session.rollback()
                 return 0.0

@@ -174,6 +174,13 @@ def claim(
     return Batch(lease, recipients)
 
 
+def attempts_of_next(session: Session, broadcast_id: int) -> int | None:
+    """Return how many calls for the next in the queue went unanswered; None when nobody is queued."""
+    following = _select(broadcast_id, _S.QUEUED, Delivery.attempts).order_by(Delivery.id).limit(1)
+    attempts: int | None = session.execute(following).scalar()
+    return attempts
+
+
 def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: datetime) -> None:
     """Write down what became of a batch. An accepted message counts even if the lease has run out meanwhile."""
     by_status: dict[DeliveryStatus, dict[int, Outcome]] = {}
@@ -267,8 +274,7 @@ def has_unanswered(session: Session, broadcast_id: int, now: datetime) -> bool:
     is_slow = Delivery.leased_until < now + LEASE - SLOW
     is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1, is_slow)
     sending = _select(broadcast_id, _S.SENDING, Delivery.id).where(is_unanswered).limit(1)
-    following = _select(broadcast_id, _S.QUEUED, Delivery.attempts).order_by(Delivery.id).limit(1)
-    return session.execute(sending).first() is not None or bool(session.execute(following).scalar())
+    return session.execute(sending).first() is not None or bool(attempts_of_next(session, broadcast_id))
 
 
 def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:

@@ -22,7 +22,7 @@ from .broadcasts import Work
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
 from .db import code_of, is_deadlock
-from .flow import Flow
+from .flow import AHEAD_SECONDS, Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
 from .ledger import Batch
@@ -168,7 +168,7 @@ class Sender:
                 self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
                 self._flow.are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
         tended = [self._tend(work) for work in self._work]
-        self._confirmations.send(now, BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
+        self._confirmations.send(self._clock.time(), BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
         self._housekeeper.work(now)
         return any(tended)
 
@@ -248,7 +248,10 @@ class Sender:
         return []
 
     def _claim(self, broadcast_id: int, tried_at_most: int | None = None) -> list[Call] | None:
-        """Claim and reserve what the rate allows, or one recipient; return None when it is too early for anybody."""
+        """Claim and reserve what the rate allows, or for a trial one who was tried so often at most.
+
+        Return None when it is too early for anybody.
+        """
         begun = time.monotonic()
         with self.sessions.begin() as session:
             bulk_call = self._claim_bulk_call(session, broadcast_id) if tried_at_most is None else []
@@ -259,7 +262,9 @@ class Sender:
 
     def _claim_trial(self, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve one call of one recipient, of those who were tried least: it may be another copy."""
-        for tried in range(ledger.MOST_ATTEMPTS):
+        with self.sessions.begin() as session:
+            most = ledger.attempts_of_next(session, broadcast_id)
+        for tried in range(0 if most is None else most + 1):
             if lot := self._claim(broadcast_id, tried_at_most=tried):
                 self._troubles.of(broadcast_id).begin_trial(lot[0].batch.lease)
             if lot or lot is None:
@@ -271,19 +276,18 @@ class Sender:
         if not self._flow.has_scarce_bulk_calls:
             return []
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
-        turn, wait = pacing.bulk_turn(session, now=now.timestamp(), ahead=self._flow.ahead_seconds)
+        earliest = self._flow.claim_seconds
+        turn, later = pacing.bulk_turn(session, now=now.timestamp() + earliest, ahead=AHEAD_SECONDS)
         if turn is BulkTurn.NOT_YET:
             return []
-        if turn is BulkTurn.YES:
-            wait = max(wait, self._flow.claim_seconds)
+        wait = earliest + later
         if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.largest, now=now)
         if batch is None:
             return []
         if len(batch.recipients) < 2:  # that is no bulk call, and the turn stays for the next
-            wait = pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp())
-            return [Call(broadcast_id, batch, begun + wait)]
+            return [Call(broadcast_id, batch, begun + self._reserve(session, batch, rate, now))]
         pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 
@@ -301,8 +305,7 @@ class Sender:
         batch = ledger.claim(session, broadcast_id, lease=lease, limit=limit, now=now, tried_at_most=tried_at_most)
         if batch is None:
             return []
-        earliest = self._flow.claim_seconds
-        wait = earliest + pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp() + earliest)
+        wait = self._reserve(session, batch, rate, now)
         if wait > self._flow.longest_wait_seconds:  # others came first
             session.rollback()
             self._claim_at = time.monotonic() + LOOK_SECONDS
@@ -312,6 +315,11 @@ class Sender:
             Call(broadcast_id, Batch(batch.lease, part), begun + wait + number * largest / rate)
             for number, part in enumerate(parts)
         ] or [Call(broadcast_id, batch, begun)]
+
+    def _reserve(self, session: Session, batch: Batch, rate: float, now: datetime) -> float:
+        """Reserve the sending of a batch from when its claim will be committed; return the seconds to wait from now."""
+        earliest = self._flow.claim_seconds
+        return earliest + pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp() + earliest)
 
     def _tend(self, work: Work) -> bool:
         """Fill the ledger of a broadcast, take back what its senders lost, cancel what is left of it, or end it."""
@@ -437,8 +445,10 @@ class Sender:
         now = self._clock.time()
         begun_at = now - timedelta(seconds=time.monotonic() - call.due_at)
         with self.sessions.begin() as session:
-            is_ours = verdicts == {Verdict.UNREACHED} and ledger.recent_rate(session, call.broadcast_id, begun_at) > 0
-            if advice.hold is not None and not is_ours:
+            others_get_through = verdicts == {Verdict.UNREACHED} and any(
+                ledger.recent_rate(session, broadcast_id, begun_at) for broadcast_id in broadcasts.going_on(session)
+            )
+            if advice.hold is not None and not others_get_through:
                 self._sending.discard(call.broadcast_id)
                 broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=now)
                 log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": call.broadcast_id})

@@ -45,7 +45,7 @@ class Trouble:
     def __init__(self) -> None:
         self._unanswered = self._refused = 0
         self._unreached_since = math.inf
-        self._resting_until = -math.inf
+        self._unreached_at = self._resting_until = -math.inf
         self._trial: str | None = None
 
     @property
@@ -94,13 +94,18 @@ class Trouble:
         return instant < self._resting_until
 
     def _out_of_reach(self, outcomes: Sequence[Outcome], now: float) -> str | None:
-        """Return that nothing got through for a while; a call that may have says nothing of that."""
+        """Return that nothing got through for a while; a call that may have says nothing of that.
+
+        Nor does a while without calls, as after a pause.
+        """
         if not {outcome.verdict for outcome in outcomes} <= _NO_ANSWER:
             self._unreached_since = math.inf
         reason = _first_reason(outcomes, Verdict.UNREACHED)
         if reason is None:
             return None
-        self._unreached_since = min(self._unreached_since, now)
+        was_long_ago = now - self._unreached_at > 2 * LONGEST_REST_SECONDS
+        self._unreached_since = now if was_long_ago else min(self._unreached_since, now)
+        self._unreached_at = now
         return reason if now - self._unreached_since >= UNREACHED_SECONDS else None
 
     def _all_refused(self, outcomes: Sequence[Outcome]) -> str | None:
@@ -119,13 +124,13 @@ class Troubles:
 
     def __init__(self) -> None:
         self._by_broadcast: dict[int, Trouble] = {}
-        self._was_unanswered = False
+        self._last_was_unanswered = False
 
     def of(self, broadcast_id: int) -> Trouble:
         """Return the trouble of a broadcast; a new one is suspected if the one that had the last call is unanswered."""
         if broadcast_id not in self._by_broadcast:
             trouble = self._by_broadcast.setdefault(broadcast_id, Trouble())
-            if self._was_unanswered:
+            if self._last_was_unanswered:
                 trouble.suspect()
         return self._by_broadcast[broadcast_id]
 
@@ -134,8 +139,8 @@ class Troubles:
         trouble = self.of(broadcast_id)
         was_unanswered = trouble.is_unanswered
         advice = trouble.judge(outcomes, now, due_at=due_at)
-        self._was_unanswered = trouble.is_unanswered
-        if self._was_unanswered and not was_unanswered:
+        self._last_was_unanswered = trouble.is_unanswered
+        if self._last_was_unanswered and not was_unanswered:
             for other in list(self._by_broadcast.values()):
                 other.suspect()
         return advice

@@ -20,7 +20,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registration import broadcasts, confirmations, pacing, services
-from registration.confirmation_sender import REST, ConfirmationSender
+from registration.confirmation_sender import LONGEST_WAIT_SECONDS, REST, ConfirmationSender
+from registration.confirmations import Confirmation
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -93,6 +94,26 @@ def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
     assert (len(calls), waiting()) == (2, left)
     confirming.send(now + 2 * REST, 10)
     assert (len(calls), waiting()) == (2 + left, 0)
+
+
+def test_mails_that_are_taken_slowly_wait_less_for_their_instant(
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow database would else make each look give up what it has taken, as long as a broadcast is under way."""
+    ask(1)
+    calls, take, now = Calls(), confirmations.take, datetime.now(UTC)
+    monkeypatch.setattr(confirming.mailer, "send", calls)
+
+    def take_slowly(session: Session, *arguments: Any, **named: Any) -> list[Confirmation]:
+        time.sleep(0.5)
+        pacing.back_off(session, LONGEST_WAIT_SECONDS + 0.2, now=now.timestamp())
+        return take(session, *arguments, **named)
+
+    monkeypatch.setattr(confirmations, "take", take_slowly)
+
+    confirming.send(now, 1)
+
+    assert (len(calls), waiting()) == (1, 0)
 
 
 def test_nobody_is_held_taken_when_all_begin_to_rest_just_then(

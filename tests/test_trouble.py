@@ -113,6 +113,16 @@ def test_a_call_without_an_answer_is_no_sign_that_the_service_can_be_reached() -
     assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS).hold == "It is UNREACHED."
 
 
+def test_a_while_without_calls_says_nothing_of_the_service() -> None:
+    """After a pause another sender may get through where this one does not, and would be held up at once."""
+    trouble, later = Trouble(), NOW + 60.0
+    judge(trouble, Verdict.UNREACHED)
+    assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS).hold is not None
+
+    assert judge(trouble, Verdict.UNREACHED, now=later).hold is None
+    assert judge(trouble, Verdict.UNREACHED, now=later + LONGEST_REST_SECONDS).hold is not None
+
+
 def test_a_call_that_reached_it_begins_the_while_anew() -> None:
     trouble = Trouble()
     judge(trouble, Verdict.UNREACHED)
