@@ -287,7 +287,7 @@ class Sender:
         if batch is None:
             return []
         if len(batch.recipients) < 2:  # that is no bulk call, and the turn stays for the next
-            return [Call(broadcast_id, batch, begun + self._reserve(session, batch, rate, now))]
+            return [Call(broadcast_id, batch, begun + self._reserve(session, batch, rate, now, begun))]
         pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 
@@ -305,7 +305,7 @@ class Sender:
         batch = ledger.claim(session, broadcast_id, lease=lease, limit=limit, now=now, tried_at_most=tried_at_most)
         if batch is None:
             return []
-        wait = self._reserve(session, batch, rate, now)
+        wait = self._reserve(session, batch, rate, now, begun)
         if wait > self._flow.longest_wait_seconds:  # others came first
             session.rollback()
             self._claim_at = time.monotonic() + LOOK_SECONDS
@@ -316,9 +316,12 @@ class Sender:
             for number, part in enumerate(parts)
         ] or [Call(broadcast_id, batch, begun)]
 
-    def _reserve(self, session: Session, batch: Batch, rate: float, now: datetime) -> float:
-        """Reserve the sending of a batch from when its claim will be committed; return the seconds to wait from now."""
-        earliest = self._flow.claim_seconds
+    def _reserve(self, session: Session, batch: Batch, rate: float, now: datetime, begun: float) -> float:
+        """Reserve the sending of a batch from when its claim, which began now, will be committed.
+
+        Return the seconds to wait from `now`, which is `begun` by the other clock.
+        """
+        earliest = max(self._flow.claim_seconds, time.monotonic() - begun)
         return earliest + pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp() + earliest)
 
     def _tend(self, work: Work) -> bool:

@@ -1085,6 +1085,24 @@ def test_a_trial_that_is_late_makes_way_for_the_next(
     assert len(scripted._claim_lot()) == 1
 
 
+def test_not_even_the_first_call_is_due_while_it_is_claimed(scripted: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would leave late, and the next one, of another sender, in time: that is too soon after it."""
+    ledgers.filled(1)
+    scripted.look()
+    claim = ledger.claim
+
+    def claim_slowly(*arguments: Any, **named: Any) -> ledger.Batch | None:
+        time.sleep(0.3)
+        return claim(*arguments, **named)
+
+    monkeypatch.setattr(ledger, "claim", claim_slowly)
+    begun = time.monotonic()
+
+    (call,) = scripted._claim_lot()
+
+    assert call.due_at >= begun + 0.3
+
+
 def test_a_slow_database_does_not_make_every_call_late(
     scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
