@@ -46,8 +46,8 @@ from .versions import parse_range
 
 LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
-SLOW = timedelta(seconds=30)
-"""A call whose outcome was not written down for so long after its claim has no answer: none is waited for as long."""
+LONGEST_CALL = timedelta(seconds=30)
+"""From a claim to its outcome, with the wait for its instant: who takes longer has a call that is left open."""
 MOST_ATTEMPTS = 5
 """Calls with an unknown outcome before a delivery counts as failed."""
 REGISTRATIONS_AT_ONCE = 2_000
@@ -271,8 +271,8 @@ def has_unanswered(session: Session, broadcast_id: int, now: datetime) -> bool:
 
     Every other attempt that came to nothing is taken off, and who is to be tried again is the next in the queue.
     """
-    is_slow = Delivery.leased_until < now + LEASE - SLOW
-    is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1, is_slow)
+    is_overdue = Delivery.leased_until < now + LEASE - LONGEST_CALL
+    is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1, is_overdue)
     sending = _select(broadcast_id, _S.SENDING, Delivery.id).where(is_unanswered).limit(1)
     return session.execute(sending).first() is not None or bool(attempts_of_next(session, broadcast_id))
 

@@ -375,10 +375,10 @@ def test_one_that_got_no_answer_says_so_rather_than_that_it_waits_and_until_some
 def test_a_call_that_takes_longer_than_any_should_is_told_as_the_reason() -> None:
     broadcast_id = filled(2)
     assert claim(broadcast_id, limit=1) is not None
-    factories.put_sender_to_work(NOW + ledger.SLOW)
-    assert progress(broadcast_id, now=NOW + ledger.SLOW).reason is None
+    factories.put_sender_to_work(NOW + ledger.LONGEST_CALL)
+    assert progress(broadcast_id, now=NOW + ledger.LONGEST_CALL).reason is None
 
-    assert "no answer" in str(progress(broadcast_id, now=NOW + ledger.SLOW + timedelta(seconds=1)).reason)
+    assert "no answer" in str(progress(broadcast_id, now=NOW + ledger.LONGEST_CALL + timedelta(seconds=1)).reason)
 
 
 def test_one_of_which_the_mail_service_takes_nothing_says_so_until_it_does() -> None:
