@@ -71,30 +71,32 @@ def are_due(session: Session, now: datetime) -> bool:
 def take(session: Session, now: datetime, *, tokens: Tokens, limit: int) -> list[Confirmation]:
     """Take the mails that are due, oldest first, and count them as sent: the caller commits before it sends.
 
-    A mail whose mailbox had one within a day is put off, or dropped if another already waits for the next.
+    Those that another sender takes at the same time are left to it. A mail whose mailbox had one within a day is put
+    off, or dropped if another already waits for the next.
     """
     due = (
-        select(Registration.id, Registration.product_id, Registration.email)
-        .join(ConfirmationRequest, ConfirmationRequest.registration_id == Registration.id)
+        select(ConfirmationRequest.registration_id)
         .where(ConfirmationRequest.due_at <= now)
         .order_by(ConfirmationRequest.due_at)
         .limit(limit)
+        .with_for_update(skip_locked=True)
     )
     taken = []
-    for registration_id, product_id, email in session.execute(due).all():
+    for registration_id in session.execute(due).scalars().all():
         of_one = ConfirmationRequest.registration_id == registration_id
         if not rows_matched(session, delete(ConfirmationRequest).where(of_one)):
             continue  # it was dropped since
         this = Registration.id == registration_id
-        may_be_asked = select(Registration.confirmation_sent_at).where(this, _may_be_asked(now))
-        if (before := session.execute(may_be_asked.with_for_update()).one_or_none()) is None:
+        columns = select(Registration.product_id, Registration.email, Registration.confirmation_sent_at)
+        asked = session.execute(columns.where(this, _may_be_asked(now)).with_for_update()).one_or_none()
+        if asked is None:
             continue
-        mailbox = _mailbox(email, tokens)
+        mailbox = _mailbox(asked.email, tokens)
         if not _count_mail(session, mailbox, now):
             _put_off(session, registration_id, mailbox)
             continue
         session.execute(update(Registration).where(this).values(confirmation_sent_at=now))
-        taken.append(Confirmation(registration_id, product_id, email, before.confirmation_sent_at))
+        taken.append(Confirmation(registration_id, *asked))
     return taken
 
 

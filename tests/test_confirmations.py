@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, insert, select, update
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.orm import Session, sessionmaker
 
 from registration import addresses, confirmations, consent, counting, feedback, services
 from registration.db import AUTOCOMMIT, db
@@ -531,6 +531,20 @@ def test_an_opt_out_waits_for_nobody_elses_confirmation_mail(client: FlaskClient
         answer = client.post(link.removeprefix("http://127.0.0.1:5000"))
 
     assert (answer.status_code, status(opts_out)) == (200, S.OPTED_OUT)
+
+
+def test_two_senders_take_different_mails_and_neither_waits() -> None:
+    if db.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    emails = factories.register(3, status=S.UNCONFIRMED)
+    ask_for_mails(dict.fromkeys(emails, NOW))
+    taken = []
+    with Session(db.engine) as one, Session(db.engine) as other:
+        other.execute(text("SET innodb_lock_wait_timeout = 1"))
+        for session, limit in ((one, 2), (other, 2)):
+            taken += confirmations.take(session, NOW, tokens=services.current().tokens, limit=limit)
+
+    assert sorted(confirmation.email for confirmation in taken) == sorted(emails)
 
 
 def test_who_opts_out_while_the_mails_are_taken_gets_none(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
