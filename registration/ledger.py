@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
+from itertools import takewhile
 from typing import Any, TypeGuard
 
 from sqlalchemy import (
@@ -145,15 +146,17 @@ def claim(
 ) -> Batch | None:
     """Claim up to `limit` queued deliveries; return None when there is none to claim.
 
-    Whoever is no longer active becomes `skipped` here, at the last moment before the call. `tried_at_most` leaves those
-    aside for whom more calls went unanswered.
+    Who was in a call that went unanswered is claimed alone: if one recipient was the cause, the others would go
+    unanswered with that one until their attempts are used up. Whoever is no longer active becomes `skipped` here, at
+    the last moment before the call. `tried_at_most` leaves those aside for whom more calls went unanswered.
     """
-    queued = _select(broadcast_id, _S.QUEUED, Delivery.id).order_by(Delivery.id).limit(limit)
+    queued = _select(broadcast_id, _S.QUEUED, Delivery.id, Delivery.attempts).order_by(Delivery.id).limit(limit)
     if tried_at_most is not None:
         queued = queued.where(Delivery.attempts <= tried_at_most)
-    ids = session.execute(queued.with_for_update(skip_locked=True)).scalars().all()
-    if not ids:
+    rows = session.execute(queued.with_for_update(skip_locked=True)).all()
+    if not rows:
         return None
+    ids = [row.id for row in takewhile(lambda row: row.attempts == 0, rows)] or [rows[0].id]
     _move(
         session, ids, _S.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1, settled_at=None
     )
