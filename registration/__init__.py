@@ -38,7 +38,7 @@ from .registrations import Registrar
 from .sender import Sender
 from .services import Services
 from .tokens import Tokens
-from .web import api, control, deliveries, errors, headers, health, installations, optout, request_log
+from .web import api, bodies, control, deliveries, errors, headers, health, installations, optout, request_log
 
 LARGEST_BODY = 512 * 1024
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -58,6 +58,7 @@ def create_application(config: Config, *, log_to: TextIO | None = None) -> Flask
     _create_services(application, config).init_app(application)
     request_log.init_app(application)
     headers.init_app(application)
+    bodies.init_app(application)
     errors.init_app(application)
     optout.init_app(application)
     for module in (api, control, deliveries, health, installations, optout):
