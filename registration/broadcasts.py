@@ -231,24 +231,23 @@ def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
 def underway(session: Session, now: datetime) -> list[Work]:
     """Return what there is to do, urgent broadcasts first, then the oldest; those whose pause is over go on.
 
-    One that is paused is filled all the same, because its audience is that of its start.
+    What the mail service held up for the same reason goes on together: if it was a quota, what is free of it by then is
+    for the urgent ones. A time to go on that is too far away is what a wrong clock has left. One that is paused is
+    filled all the same, because its audience is that of its start.
     """
-    over = and_(Broadcast.status == _S.PAUSED, Broadcast.resume_at <= now)
-    unfilled = and_(Broadcast.status == _S.PAUSED, Broadcast.filled_to < Broadcast.audience_end)
+    filled = (Broadcast.filled_to >= Broadcast.audience_end).label("filled")
     rows = session.execute(
-        select(
-            Broadcast.id,
-            Broadcast.status,
-            (Broadcast.filled_to >= Broadcast.audience_end).label("filled"),
-            over.label("is_over"),
-        )
-        .where(or_(Broadcast.status == _S.SENDING, over, unfilled, _is_being_cancelled()))
+        select(Broadcast.id, Broadcast.status, Broadcast.reason, Broadcast.resume_at, filled)
+        .where(or_(Broadcast.status.in_([_S.SENDING, _S.PAUSED]), _is_being_cancelled()))
         .order_by(Broadcast.urgent.desc(), Broadcast.id)
     ).all()
-    for row in rows:
-        if row.is_over:
-            _move(session, row.id, _S.SENDING, over, reason=None, resume_at=None)
-    return [Work(row.id, _S.SENDING if row.is_over else row.status, bool(row.filled)) for row in rows]
+    held = [row for row in rows if row.resume_at is not None]
+    over = {row.reason for row in held if not now < row.resume_at <= now + HOLD}
+    resumed = [row.id for row in held if row.reason in over]
+    for broadcast_id in resumed:
+        _move(session, broadcast_id, _S.SENDING, Broadcast.resume_at.is_not(None), reason=None, resume_at=None)
+    work = [Work(row.id, _S.SENDING if row.id in resumed else row.status, bool(row.filled)) for row in rows]
+    return [one for one in work if one.status is not _S.PAUSED or not one.filled]
 
 
 def going_on(session: Session) -> Sequence[int]:

@@ -49,7 +49,7 @@ KNOWN_SECONDS, UNKNOWN_SECONDS = 60.0, 10.0
 """How often the mail service is asked about the account, once and before it has answered."""
 ABSENT_SECONDS = 2 * KNOWN_SECONDS
 """Nobody has asked for so long: no sender is running."""
-MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 60.0, 10
+MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 15.0, 10
 """Nobody reserves further ahead: a free instant beyond is what a wrong clock has left, and does not count."""
 _DAY = 86_400.0
 
@@ -109,7 +109,7 @@ def back_off(session: Session, seconds: float, *, now: float) -> None:
 def slow_down(session: Session, *, now: float) -> None:
     """Rest for a moment; lower the rate when this is not the first time in a while."""
     row = session.execute(select(Pace.factor, Pace.throttled_at).with_for_update()).one()
-    since = max(0.0, now - row.throttled_at)
+    since = _since(row.throttled_at, now)
     back_off(session, REST_SECONDS, now=now)
     if since < AT_MOST_EVERY_SECONDS:
         return
@@ -120,7 +120,7 @@ def slow_down(session: Session, *, now: float) -> None:
 
 def is_throttled(session: Session, *, now: float) -> bool:
     """Return whether the mail service has asked to slow down of late."""
-    return 0 <= now - session.execute(select(Pace.throttled_at)).scalar_one() <= OF_LATE_SECONDS
+    return _since(session.execute(select(Pace.throttled_at)).scalar_one(), now) <= OF_LATE_SECONDS
 
 
 def note_scarce_bulk_calls(session: Session, *, now: float) -> None:
@@ -192,8 +192,8 @@ def take_bulk_turn(session: Session, turn: BulkTurn, messages: int, *, rate: flo
 
 
 def recovered(factor: float, seconds: float) -> float:
-    """Return what a lowered factor has become after seconds without a request to slow down; a clock may go back."""
-    recovery: float = RECOVERED_A_SECOND ** min(max(seconds, 0.0), 1000.0)
+    """Return what a lowered factor has become after seconds without a request to slow down."""
+    recovery: float = RECOVERED_A_SECOND ** min(seconds, 1000.0)
     return min(1.0, factor * recovery)
 
 
@@ -245,7 +245,7 @@ def is_account_known(session: Session) -> bool:
 def current_rate(session: Session, *, limit: float, now: float) -> float:
     """Return the recipients a second to send now, all senders together; `limit` is the operator's own."""
     pace = session.execute(select(Pace)).scalar_one()
-    return min(limit, _account(pace).sending_rate) * HEADROOM * recovered(pace.factor, now - pace.throttled_at)
+    return min(limit, _account(pace).sending_rate) * HEADROOM * recovered(pace.factor, _since(pace.throttled_at, now))
 
 
 def _account(row: Pace) -> Account:
@@ -254,6 +254,11 @@ def _account(row: Pace) -> Account:
         daily_quota=math.inf if row.daily_quota is None else row.daily_quota,
         sent_last_day=row.sent_last_day or 0.0,
     )
+
+
+def _since(instant: float, now: float) -> float:
+    """Return the seconds since an instant; one that is still to come is what a wrong clock has left, and long past."""
+    return max(0.0, now - instant) if instant <= now + _WRONG_CLOCK_SECONDS else math.inf
 
 
 def _most_ahead(rate: float) -> float:

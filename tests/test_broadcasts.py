@@ -445,6 +445,27 @@ def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
     assert (resumed.status, resumed.reason, resumed.resume_at) == (BroadcastStatus.SENDING, None, None)
 
 
+def test_those_that_are_held_up_for_the_same_reason_go_on_together_the_urgent_one_first() -> None:
+    routine, other = filled(1), filled(1)
+    commit(broadcasts.hold, routine, reason="Quota.", now=NOW)
+    urgent = factories.start_broadcast("Urgent")
+    commit(broadcasts.hurry, urgent)
+    later = NOW + timedelta(seconds=30)
+    for broadcast_id, reason in ((other, "The message is to blame."), (urgent, "Quota.")):
+        commit(broadcasts.hold, broadcast_id, reason=reason, now=later)
+
+    going_on = [work.broadcast_id for work in commit(broadcasts.underway, NOW + broadcasts.HOLD)]
+
+    assert going_on == [urgent, routine]
+
+
+def test_a_time_to_go_on_that_a_wrong_clock_has_left_is_over() -> None:
+    broadcast_id = filled(1)
+    commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW + timedelta(hours=1))
+
+    assert [work.broadcast_id for work in commit(broadcasts.underway, NOW)] == [broadcast_id]
+
+
 # Steering
 
 

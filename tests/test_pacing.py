@@ -279,8 +279,16 @@ def test_of_senders_that_ask_at_the_same_moment_one_gets_the_bulk_turn(scarce: s
     assert sorted(turn.name for turn in turns) == ["NOT_YET", "NOT_YET", "NOT_YET", "YES"]
 
 
-def test_a_factor_lowered_in_the_future_is_no_lower() -> None:
-    assert pacing.recovered(0.5, -300) == 0.5
+def test_a_rate_that_was_lowered_by_a_wrong_clock_in_the_future_has_recovered_and_can_be_lowered_anew(
+    sessions: sessionmaker,
+) -> None:
+    with sessions.begin() as session:
+        session.execute(update(Pace).values(factor=0.5, throttled_at=NOW + 3600))
+        assert pacing.current_rate(session, limit=1.0, now=NOW) == pacing.HEADROOM
+        assert not pacing.is_throttled(session, now=NOW)
+
+    assert slow_down(sessions, now=NOW) == 1
+    assert slow_down(sessions, now=NOW + 1) == pytest.approx(pacing.LOWERED)
 
 
 def test_a_sender_that_runs_is_never_taken_for_absent_and_one_that_stopped_is_after_two_minutes(

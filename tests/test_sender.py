@@ -444,7 +444,7 @@ def test_nobody_is_held_claimed_when_others_come_first_just_then(
 
     def then_others_reserve(session: Session, *, rate: float, now: float) -> float:
         found = free_in(session, rate=rate, now=now)
-        commit(pacing.back_off, 30.0, now=now)
+        commit(pacing.back_off, 10.0, now=now)
         return found
 
     monkeypatch.setattr(pacing, "free_in", then_others_reserve)
