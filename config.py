@@ -111,7 +111,7 @@ class Config:
     SES_SENDER: str = setting(
         "",
         "From address of every mail; SES must have verified it or its domain.",
-        required="with MAILER=ses",
+        required="always",
         development="registration@localhost.localdomain",
     )
     SES_SENDER_NAME: str = setting("OpenEMR", "The name beside the From address; up to 60 characters.")

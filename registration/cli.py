@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -34,6 +35,8 @@ _NOBODY = (
     f"Nobody has sent anything for {QUIET_SECONDS:g} seconds. If no sender is running, start one: "
     "python application.py --sender"
 )
+
+log = logging.getLogger(__name__)
 
 
 class Group(AppGroup):
@@ -121,10 +124,12 @@ def send(
     except RepeatedBroadcastException as repetition:
         if urgent:
             commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
+            log.info("a broadcast was made urgent", extra={"broadcast": repetition.broadcast_id})
         progress = _progress(repetition.broadcast_id)
         click.echo(f"{repetition} {terminal.advice_after(progress, resend=resend)}", err=True)
         click.echo(terminal.details(progress, _now()))
         raise click.exceptions.Exit(1) from repetition
+    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
     _wake()
     click.echo(f"Broadcast {broadcast_id} has started.")
     _follow(broadcast_id)
@@ -213,6 +218,7 @@ def _send_test(message: Message, address: str) -> None:
     reserve = partial(trials.reserve, rate_limit=services.current().rate_limit, now=_now().timestamp())
     time.sleep(commit_step(reserve))
     trials.send(services.current().mailer(), message, address)
+    log.info("a test was sent")
     click.echo("The test was sent. Nobody else got it.")
 
 
@@ -223,6 +229,9 @@ def _forecast(whom: Audience) -> Forecast:
 
 
 def _tell(broadcast_id: int) -> None:
+    """Tell what came of a step that was taken."""
+    command = click.get_current_context().info_name
+    log.info("somebody steered a broadcast", extra={"broadcast": broadcast_id, "call": f"broadcast {command}"})
     _wake()
     click.echo(terminal.details(_progress(broadcast_id), _now()))
 

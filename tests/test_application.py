@@ -256,6 +256,7 @@ def is_sent(application: Flask, broadcast_id: int) -> bool:
 
 
 LINKS = {"PUBLIC_URL": "https://reg.example.org", "TOKEN_KEYS": "a key of at least thirty-two characters"}
+LINKS |= {"SES_SENDER": "notices@example.org"}
 
 
 @pytest.mark.parametrize("others", [{}, {"SECRET_PIN": "short", "PORT": "http"}])

@@ -372,6 +372,31 @@ def test_pause_resume_cancel_and_retry_steer_a_broadcast(application: Flask, sen
     assert status_of(application, broadcast_id) is BroadcastStatus.SENT
 
 
+def test_what_is_done_by_command_is_in_the_log_as_what_is_done_over_http(
+    application: Flask, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "_follow", lambda _: None)
+    notice = tmp_path / "notice.txt"
+    notice.write_text("There is a hole.\n")
+    register(application, 2)
+    send = ("send", "--title", "Update now", str(notice))
+    run(*send, "--test", "ann@example.org")
+    assert run(*send, "--yes").exit_code == 0
+    run(*send, "--yes", "--urgent")
+    (broadcast_id,) = (record.broadcast for record in caplog.records if record.message == "a broadcast has started")
+    for command in ("pause", "resume", "retry"):
+        run(command, broadcast_id)
+    run("cancel", broadcast_id, "--yes")
+
+    told = [(record.message, getattr(record, "call", "")) for record in caplog.records if record.name == cli.__name__]
+    assert told == [
+        ("a test was sent", ""),
+        ("a broadcast has started", ""),
+        ("a broadcast was made urgent", ""),
+        *(("somebody steered a broadcast", f"broadcast {name}") for name in ("pause", "resume", "retry", "cancel")),
+    ]
+
+
 class HeldMailer:
     """Says no to everybody until it is told otherwise."""
 

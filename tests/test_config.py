@@ -73,10 +73,10 @@ def test_everything_that_is_missing_is_named_in_one_message() -> None:
     assert all(sentence.endswith(".") for sentence in found)
 
 
-def test_without_ses_only_the_database_and_the_pin_are_required() -> None:
+def test_without_ses_its_region_is_not_required() -> None:
     found = problems({"MAILER": "outbox"})
 
-    assert [sentence.split(" ")[0] for sentence in found] == ["DB_CONN_STR", "SECRET_PIN", "PUBLIC_URL", "TOKEN_KEYS"]
+    assert [sentence.split(" ")[0] for sentence in found] == [name for name in COMPLETE if name != "SES_REGION"]
 
 
 def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> None:
@@ -104,6 +104,7 @@ def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> Non
         "PUBLIC_URL must begin with https://.",
         "SECRET_PIN must have at least 8 characters.",
         "SENDING_RATE must be a number.",
+        "SES_SENDER is missing. From address of every mail; SES must have verified it or its domain.",
         "TOKEN_KEYS must hold keys of at least 32 characters, with commas between them.",
         "TRUSTED_PROXIES must be 0 or more.",
     ]
@@ -130,6 +131,13 @@ def test_everything_that_is_wrong_is_named_in_one_message_and_each_once() -> Non
 )
 def test_a_value_of_the_wrong_type_or_out_of_bounds_is_refused(name: str, value: str, problem: str) -> None:
     assert problems(COMPLETE | {name: value}) == [f"{name} {problem}"]
+
+
+@pytest.mark.parametrize("keys", [config.DEVELOPMENT_KEY, f"{COMPLETE['TOKEN_KEYS']}, {config.DEVELOPMENT_KEY}"])
+def test_production_signs_nothing_with_the_key_that_everybody_can_read(keys: str) -> None:
+    assert problems(COMPLETE | {"TOKEN_KEYS": keys}) == [
+        "TOKEN_KEYS holds the development key, which everybody can read. Choose another."
+    ]
 
 
 @pytest.mark.parametrize("other", ["AWS_ACCESS_ID", "AWS_SECRET_KEY"])

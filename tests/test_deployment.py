@@ -340,7 +340,7 @@ def test_nginx_answers_in_place_of_the_application_as_it_would() -> None:
     with Flask(__name__).app_context():
         for status, told in answers:
             assert told == errors.problem(status, http.HTTPStatus(status).phrase, told["detail"]).json
-        assert answers[1][1] == errors._answer_unavailable(OperationalError("", {}, Exception())).json
+        assert answers[1][1] == errors.answer_unavailable(OperationalError("", {}, Exception())).json
     assert [status for status, _ in answers] == [413, 503]
     assert f"add_header Retry-After {errors.RETRY_SECONDS} always;" in NGINX
     assert re.findall(r"error_page ([^;]*);", NGINX) == ["413 @too_large", "502 504 =503 @unavailable"]

@@ -70,7 +70,7 @@ def init_app(application: Flask) -> None:
     application.register_error_handler(RegistrationError, _refuse)
     application.register_error_handler(HTTPException, _answer_http)
     for unavailable in UNAVAILABLE:
-        application.register_error_handler(unavailable, _answer_unavailable)
+        application.register_error_handler(unavailable, answer_unavailable)
     application.register_error_handler(Exception, _answer_unexpected)
 
 
@@ -103,7 +103,8 @@ def _answer_http(error: HTTPException) -> Response:
     return response
 
 
-def _answer_unavailable(error: Exception) -> Response:
+def answer_unavailable(error: Exception) -> Response:
+    """Log that the database is away, and answer so (503); where a statement is to blame, it is our fault (500)."""
     if is_fault(error):
         return _answer_unexpected(error)
     # Without the traceback, which is 16 KB and always the same: there may be hundreds a second.

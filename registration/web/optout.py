@@ -22,7 +22,7 @@ from ..models import RegistrationStatus
 from ..outage import expect_few_rows
 from ..tokens import LONGEST_TOKEN, ConfirmationLink
 from . import access
-from .errors import STATUS
+from .errors import STATUS, UNAVAILABLE, answer_unavailable
 
 bp = Blueprint("optout", __name__)
 
@@ -187,6 +187,21 @@ def refuse_expired(_: ExpiredLinkException) -> ResponseReturnValue:
         "Register again in OpenEMR to get another one."
     )
     return _answer(Page(gettext("This link has expired"), text), STATUS[ExpiredLinkException])
+
+
+def refuse_unavailable(error: Exception) -> ResponseReturnValue:
+    """Say in a friendly way that the database is away; a step may have been taken all the same."""
+    problem = answer_unavailable(error)
+    if problem.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+        return problem
+    text = gettext("We cannot see at the moment whether your choice was saved. It does no harm to make it again.")
+    answer = _answer(Page(gettext("Please try again in a few minutes"), text), problem.status_code)
+    answer.headers["Retry-After"] = problem.headers["Retry-After"]
+    return answer
+
+
+for unavailable in UNAVAILABLE:
+    bp.register_error_handler(unavailable, refuse_unavailable)
 
 
 def _language() -> str:
