@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, undefer
 
 from . import audiences, ledger, pacing, windows
 from .audiences import EVERYBODY, Audience
-from .db import rows_matched
+from .db import LARGEST_ID, rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
 from .messages import BYTE_ORDER_MARK, Message
 from .models import Broadcast, BroadcastRequest, BroadcastStatus, DeliveryStatus, Registration, RegistrationStatus
@@ -51,6 +51,7 @@ MOVES: Mapping[BroadcastStatus, frozenset[BroadcastStatus]] = {
     _S.CANCELLED: frozenset({_S.SENDING, _S.PAUSED}),
 }
 """For each status, those from which a broadcast may come to it."""
+_ENDED = select(Broadcast.id).where(Broadcast.finished_at.is_not(None))
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,16 @@ def start(
     if idempotency_key is None and not resend:
         _refuse_if_under_way(session, fingerprint)
     broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
-    names: dict[str, timedelta | None] = {fingerprint: REPEAT}
+    note = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
+    old = BroadcastRequest.created_at <= now - REPEAT, BroadcastRequest.broadcast_id.in_(_ENDED)
     if idempotency_key is not None:
-        names = {_digest("key", idempotency_key): REPEAT, fingerprint: None}
+        _claim_name(session, _digest("key", idempotency_key), note, *old)
+        _replace_note(session, fingerprint, note)
     elif resend:
-        names = {_digest("resend", fingerprint): RESEND, fingerprint: None}
-    for name, kept in names.items():
-        _claim_name(session, name, kept, fingerprint, broadcast_id, now)
+        _claim_name(session, _digest("resend", fingerprint), note, BroadcastRequest.created_at <= now - RESEND)
+        _replace_note(session, fingerprint, note)
+    else:
+        _claim_name(session, fingerprint, note, *old)
     return broadcast_id
 
 
@@ -188,35 +192,36 @@ def _insert(session: Session, message: Message, now: datetime, *, whom: Audience
     return broadcast.id
 
 
-def _claim_name(
-    session: Session, name: str, kept: timedelta | None, fingerprint: str, broadcast_id: int, now: datetime
-) -> None:
-    """Write down what a broadcast was asked for with, over a note that was kept long enough; None for over any.
+def _claim_name(session: Session, name: str, note: Mapping[str, Any], *is_over: ColumnElement[bool]) -> None:
+    """Write down what a broadcast was asked for with, over a note that is over; refuse to write over any other.
 
-    A broadcast that has not ended is remembered for as long as that takes, unless another is wanted in so many words.
     The update comes first: of two that insert the same name, both would then hold a shared lock on it and wait for
-    each other's update. Of more than two that are to be over any, some have to be tried again for that.
+    each other's update. Raises RepeatedBroadcastException or IdempotencyKeyException.
     """
-    values = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
     named = BroadcastRequest.name == name
-    replaceable = [] if kept is None else [BroadcastRequest.created_at <= now - kept]
-    if kept == REPEAT:
-        ended = select(Broadcast.id).where(Broadcast.finished_at.is_not(None))
-        replaceable.append(BroadcastRequest.broadcast_id.in_(ended))
-    renew = update(BroadcastRequest).where(named, *replaceable).values(values)
-    if rows_matched(session, renew):
+    if rows_matched(session, update(BroadcastRequest).where(named, *is_over).values(note)):
         return
     try:
-        session.execute(insert(BroadcastRequest).values(name=name, **values))
+        session.execute(insert(BroadcastRequest).values(name=name, **note))
     except IntegrityError as error:
-        if kept is None:  # somebody else has just inserted it
-            rows_matched(session, renew)
-            return
         columns = select(BroadcastRequest.fingerprint, BroadcastRequest.broadcast_id)
         earlier = session.execute(columns.where(named)).one()
-        if earlier.fingerprint != fingerprint:
+        if earlier.fingerprint != note["fingerprint"]:
             raise IdempotencyKeyException from error
         raise RepeatedBroadcastException(earlier.broadcast_id) from error
+
+
+def _replace_note(session: Session, fingerprint: str, note: Mapping[str, Any]) -> None:
+    """Let a message's note name the newest broadcast that was asked for on purpose, whatever it named before.
+
+    Of more than two at once, some have to be tried again.
+    """
+    replace_it = update(BroadcastRequest).where(BroadcastRequest.name == fingerprint).values(note)
+    if not rows_matched(session, replace_it):
+        try:
+            session.execute(insert(BroadcastRequest).values(name=fingerprint, **note))
+        except IntegrityError:  # somebody else has just inserted it
+            rows_matched(session, replace_it)
 
 
 def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
@@ -365,10 +370,10 @@ def recipients_of(session: Session, broadcast_id: int) -> int:
     return session.execute(select(Broadcast.recipients).where(Broadcast.id == broadcast_id)).scalar_one()
 
 
-def page(session: Session, *, before: int | None, limit: int) -> Sequence[int]:
+def page(session: Session, *, before: int = LARGEST_ID, limit: int) -> Sequence[int]:
     """Return the ids of broadcasts, newest first; `before` is the last id of the page before."""
-    ids = select(Broadcast.id).order_by(Broadcast.id.desc()).limit(limit)
-    return session.execute(ids if before is None else ids.where(Broadcast.id < before)).scalars().all()
+    ids = select(Broadcast.id).where(Broadcast.id < before).order_by(Broadcast.id.desc()).limit(limit)
+    return session.execute(ids).scalars().all()
 
 
 def progress(session: Session, broadcast_id: int, now: datetime, *, rate_limit: float = math.inf) -> Progress:

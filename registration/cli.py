@@ -140,7 +140,7 @@ def send(
 @_as_json
 def list_(limit: int, *, as_json: bool) -> None:
     """List the broadcasts, newest first."""
-    found = [_progress(broadcast_id) for broadcast_id in broadcasts.page(db.session(), before=None, limit=limit)]
+    found = [_progress(broadcast_id) for broadcast_id in broadcasts.page(db.session(), limit=limit)]
     if as_json:
         click.echo(json.dumps([figures.of(progress, _now()) for progress in found]))
     else:

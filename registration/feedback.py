@@ -1,27 +1,24 @@
 """Feedback: what the mail service tells of a message after it took it, and what that does, once for each event.
 
-Events come more than once and in any order; the end is the same. The formats are those of Amazon SES:
-https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html (with our tags), and
-https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html (without).
+Events come more than once and in any order; the end is the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from . import addresses, confirmations, ledger
-from .db import LARGEST_ID, UtcDateTime, rows_matched
+from .db import UtcDateTime, rows_matched
 from .errors import InvalidEmailException
+from .events import Event, UnreadableEventError, digest, read
 from .models import (
     Delivery,
     DeliveryStatus,
@@ -40,14 +37,12 @@ RETENTION = timedelta(days=30)
 MOST_SOFT_BOUNCES = 5
 """Broadcasts that bounce for the moment, one after another, until an address counts as bounced."""
 ROWS_AT_ONCE = 500
-LONGEST_BODY = 262_144
 _LONGEST_ASIDE = 16_384
 _WORD = re.compile(r"""(?:&\#?\w{1,12};|\\{1,8}(?:u[0-9a-f]{4}|/)|[^\s"<>(),;:[\]\\])+""", re.IGNORECASE)
 _AT = re.compile(
     r"[@\uff20\ufe6b]|\\u(?:0040|ff20|fe6b)|%(?:25)*40|=40|&(?:amp;)*(?:#0*64|#x0*40|commat)", re.IGNORECASE
 )
 """The sign in an address as JSON, URLs, quoted-printable and HTML may write it, in a word of what is not understood."""
-_WITHHELD = "OnAccountSuppressionList"
 
 _F, _S, _E = Feedback, RegistrationStatus, FeedbackEventStatus
 RANKS = (_F.DELAYED, _F.REJECTED, _F.SOFT_BOUNCE, _F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
@@ -63,31 +58,6 @@ MAY_BECOME = {
 again, who opted out or complained only by a confirmation. One whose confirmation mail bounced comes back
 unconfirmed: `confirmation_sent_at` stays to tell. A complaint says more than an opt-out, which its page undoes without
 one."""
-
-
-class UnreadableEventError(ValueError):
-    """The event is not one of Amazon SES's; the message says why."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """What an event says. `feedback` is None when it only proves that the mail service took the message.
-
-    `is_withheld` is true of a bounce or complaint that repeats an earlier one: the address is on the account's
-    suppression list, so the message was not sent, and the service does not count it against the account
-    (https://docs.aws.amazon.com/ses/latest/dg/sending-email-suppression-list.html). `delivery_id` is our tag, None
-    without one, and `product` the beginning of the product id, empty where a version before did not give it;
-    `recipients` are the addresses that it is about, as it writes them.
-    """
-
-    event_id: str
-    feedback: Feedback | None
-    message_id: str
-    delivery_id: int | None
-    recipients: tuple[str, ...]
-    at: datetime
-    is_withheld: bool = False
-    product: str = ""
 
 
 class _Line(NamedTuple):
@@ -106,36 +76,6 @@ class _Match:
 
     event: Event
     delivery: _Line | None
-
-
-def read(body: str) -> Event:
-    """Read an event, as the queue hands it over or wrapped by Amazon SNS. Raises UnreadableEventError."""
-    if len(body) > LONGEST_BODY:
-        raise UnreadableEventError(f"It is longer than {LONGEST_BODY:,} characters.")
-    told = _object(_parse(body), "The event")
-    if "eventType" not in told and isinstance(told.get("Message"), str):
-        told = _object(_parse(told["Message"]), "The event")
-    kind = told.get("eventType", told.get("notificationType"))
-    if not isinstance(kind, str) or kind not in _PARTS:
-        raise UnreadableEventError("Its eventType is not one that we know.")
-    mail = _object(told.get("mail"), "Its mail")
-    name, recipients = _PARTS[kind]
-    part = _object(told.get(name, {}), f"Its {name}")
-    message_id = _message_id(mail)
-    stamp = part.get("timestamp", mail.get("timestamp"))
-    found = _addresses(part.get(recipients) if recipients else mail.get("destination"))
-    delivery_id, product = _our_tag(mail.get("tags"))
-    identity = [kind, message_id, part.get("feedbackId") or stamp]
-    return Event(
-        event_id=_digest(json.dumps(identity)),
-        feedback=_feedback(kind, part),
-        message_id=message_id,
-        delivery_id=delivery_id,
-        product=product,
-        recipients=tuple(found),
-        at=_time(stamp),
-        is_withheld=_WITHHELD in (part.get("bounceSubType"), part.get("complaintSubType")),
-    )
 
 
 def take(session: Session, bodies: Iterable[str], now: datetime) -> None:
@@ -210,93 +150,6 @@ def counts(session: Session, broadcast_id: int) -> dict[Feedback, int]:
     return {feedback: found.get(feedback, 0) for feedback in Feedback}
 
 
-# Reading
-
-_PARTS: Mapping[str, tuple[str, str]] = {
-    "Send": ("send", ""),
-    "Delivery": ("delivery", "recipients"),
-    "DeliveryDelay": ("deliveryDelay", "delayedRecipients"),
-    "Bounce": ("bounce", "bouncedRecipients"),
-    "Complaint": ("complaint", "complainedRecipients"),
-    "Reject": ("reject", ""),
-    "Rendering Failure": ("failure", ""),
-    "Open": ("open", ""),
-    "Click": ("click", ""),
-    "Subscription": ("subscription", ""),
-}
-"""For each type of event, where the rest of it is, and the list of addresses in there; all recipients without one."""
-_PLAIN = {
-    "Delivery": _F.DELIVERED,
-    "DeliveryDelay": _F.DELAYED,
-    "Reject": _F.REJECTED,
-    "Rendering Failure": _F.REJECTED,
-}
-"""What the type of an event alone says of its message."""
-
-
-def _feedback(kind: str, part: Mapping[str, Any]) -> Feedback | None:
-    if kind == "Bounce":
-        if part.get("bounceType") not in ("Permanent", "Transient", "Undetermined"):
-            raise UnreadableEventError("Its bounceType is not one that we know.")
-        return _F.HARD_BOUNCE if part["bounceType"] == "Permanent" else _F.SOFT_BOUNCE
-    if kind == "Complaint":
-        return None if part.get("complaintFeedbackType") == "not-spam" else _F.COMPLAINED
-    return _PLAIN.get(kind)
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableEventError("It is not JSON.") from error
-
-
-def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UnreadableEventError(f"{what} is not a JSON object.")
-    return value
-
-
-def _message_id(mail: Mapping[str, Any]) -> str:
-    message_id = mail.get("messageId")
-    if ledger.is_message_id(message_id):
-        return message_id
-    raise UnreadableEventError("Its mail has no usable messageId.")
-
-
-def _time(stamp: Any) -> datetime:
-    try:
-        at = datetime.fromisoformat(stamp)
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UnreadableEventError("Its timestamp is not a time.") from error
-
-
-def _our_tag(tags: Any) -> tuple[int | None, str]:
-    """Return the values of our tags, see `Recipient.tags`; 0, which no delivery has, for one that is not ours."""
-    delivery, product = (_first(tags, name) for name in ("delivery", "product"))
-    if delivery is None:
-        return None, ""
-    is_number = delivery.isascii() and delivery.isdecimal() and len(delivery) < 20
-    return (int(delivery) if is_number and int(delivery) <= LARGEST_ID else 0), product or ""
-
-
-def _first(tags: Any, name: str) -> str | None:
-    """Return the first value of a tag; an empty text for one that is no text, None without any."""
-    values = tags.get(name) if isinstance(tags, dict) else None
-    if not isinstance(values, list) or not values:
-        return None
-    return values[0] if isinstance(values[0], str) else ""
-
-
-def _addresses(recipients: Any) -> list[str]:
-    """Return the addresses of a list of texts, or of objects that name them."""
-    if not isinstance(recipients, list):
-        raise UnreadableEventError("It does not say which recipients it is about.")
-    found = [entry.get("emailAddress") if isinstance(entry, dict) else entry for entry in recipients]
-    return [address for address in found if isinstance(address, str)]
-
-
 def _key(address: str) -> str | None:
     """Return the key of an address, which may stand in angle brackets; None for one that cannot be registered."""
     try:
@@ -305,14 +158,10 @@ def _key(address: str) -> str | None:
         return None
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-
-
 def _aside(body: str, problem: str, now: datetime) -> dict[str, Any]:
     nameless = _WORD.sub(lambda word: "[address]" if _AT.search(word[0]) else word[0], body)
     kept = nameless[:_LONGEST_ASIDE].encode("utf-8", "replace").decode()
-    return _row(_digest(nameless), _E.ASIDE, now, kept, problem[:255])
+    return _row(digest(nameless), _E.ASIDE, now, kept, problem[:255])
 
 
 def _known(session: Session, event_ids: Sequence[str]) -> set[str]:
@@ -324,9 +173,6 @@ def _row(
     event_id: str, status: FeedbackEventStatus, now: datetime, body: str | None, problem: str | None = None
 ) -> dict[str, Any]:
     return {"event_id": event_id, "status": status, "received_at": now, "body": body, "problem": problem}
-
-
-# Effects
 
 
 def _match(session: Session, events: Sequence[Event]) -> list[_Match]:

@@ -8,7 +8,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,7 @@ from typing import IO, Any
 import click
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import addresses, consent, counting, dossiers, erasures, services, spreadsheets, transfers, windows
+from . import addresses, consent, counting, dossiers, services, spreadsheets, transfers, windows
 from .addresses import Address
 from .cli import Group
 from .db import commit_step, db
@@ -232,18 +232,17 @@ def _take_in(chunk: list[tuple[int, dict[str, str] | str]], *, dry_run: bool) ->
     """Store a chunk in one transaction, and again when others got into its way."""
     now = datetime.now(UTC)
     unreadable, lines = Tally(), list[Line]()
-    check: Callable[[Address], None] = partial(services.current().domains.check, look_up=False)
+    here = services.current()
     for number, cells in chunk:
         try:
             if isinstance(cells, str):
                 raise RefusedLineError(cells)
-            lines.append(transfers.parse(number, cells, now=now, check=check))
+            lines.append(transfers.parse(number, cells, now=now, domains=here.domains))
         except RefusedLineError as error:
             unreadable.refuse(number, str(error))
-    is_erased = partial(erasures.in_force, tokens=services.current().tokens)
     for left in reversed(range(TRIES)):
         try:
-            tally = transfers.take_in(db.session(), lines, is_erased=is_erased)
+            tally = transfers.take_in(db.session(), lines, tokens=here.tokens)
             db.session.rollback() if dry_run else db.session.commit()
             break
         except (IntegrityError, OperationalError):

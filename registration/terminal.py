@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TextIO
 
 from .broadcasts import Forecast, Progress
 
-BAR = 24
+BAR = 10
 """Characters of the bar."""
 LINE_SECONDS = 10.0
 """Between two lines of progress where nothing can be drawn again."""
@@ -33,7 +34,8 @@ class Screen:
     def show(self, progress: Progress, now: datetime) -> None:
         """Write how far a broadcast has come."""
         if self.drawn:
-            print(_CLEAR + summary(progress, now), end="", file=self.stream, flush=True)
+            line = summary(progress, now)[: shutil.get_terminal_size().columns - 1]  # a longer one would wrap
+            print(_CLEAR + line, end="", file=self.stream, flush=True)
         elif now.timestamp() >= self._line_due:
             self._line_due = now.timestamp() + LINE_SECONDS
             print(summary(progress, now), file=self.stream, flush=True)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from sqlalchemy import and_, bindparam, case, insert, select, update
 from sqlalchemy.orm import Session
 
-from . import addresses, consent, counting, dossiers, versions, windows
+from . import addresses, consent, counting, dossiers, erasures, versions, windows
 from .addresses import Address
+from .domains import Domains
 from .errors import InvalidEmailException
 from .models import (
     Installation,
@@ -22,6 +23,7 @@ from .models import (
     RegistrationStatus,
     Variation,
 )
+from .tokens import Tokens
 from .windows import Window
 
 COLUMNS = ("email", "product_id", "version", "distribution", "created_at", "status", "last_seen_at")
@@ -34,10 +36,6 @@ _WRONG_CLOCK = timedelta(minutes=5)
 """By how much the clock of the machine that wrote a table may be ahead of this one's."""
 
 Value = TypeVar("Value")
-IsErased = Callable[[Session, Sequence[str]], set[str]]
-"""Returns which of some keys of addresses were erased."""
-Check = Callable[[Address], None]
-"""Raises InvalidEmailException for an address that is not taken."""
 
 
 class RefusedLineError(Exception):
@@ -80,7 +78,7 @@ def takes_off(cells: Mapping[str, str]) -> bool:
     return STATUSES.get(cells.get("status", "").strip().lower()) in consent.OFF
 
 
-def parse(number: int, cells: Mapping[str, str], *, now: datetime, check: Check) -> Line:
+def parse(number: int, cells: Mapping[str, str], *, now: datetime, domains: Domains) -> Line:
     """Read a line. Raises RefusedLineError; a time without a zone is UTC, and a line without a time is of now.
 
     Without a time of its own an installation was last seen when the address was registered. Of a line that takes its
@@ -93,7 +91,7 @@ def parse(number: int, cells: Mapping[str, str], *, now: datetime, check: Check)
     try:
         address = addresses.normalise(texts["email"], is_new=not is_off)
         if not is_off:
-            check(address)
+            domains.check(address, look_up=False)
     except InvalidEmailException as error:
         raise RefusedLineError(str(error)) from error
 
@@ -122,7 +120,7 @@ def parse(number: int, cells: Mapping[str, str], *, now: datetime, check: Check)
     )
 
 
-def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> Tally:
+def take_in(session: Session, lines: Sequence[Line], *, tokens: Tokens) -> Tally:
     """Store a chunk of lines; taking them in again changes nothing. The whole chunk is to be one transaction.
 
     A known address keeps its product id. It is never made active; the table can only take it off the list. Who was
@@ -132,7 +130,7 @@ def take_in(session: Session, lines: Sequence[Line], *, is_erased: IsErased) -> 
     # Two imports wait for each other. And on SQLite who has read may not write any more once somebody else has.
     counting.lock(session)
     tally = Tally()
-    erased = is_erased(session, [line.address.key for line in lines])
+    erased = erasures.in_force(session, [line.address.key for line in lines], tokens=tokens)
     known = _known(session, lines)
     given = [line.product_id for line in lines if line.product_id is not None]
     taken = set(session.execute(select(Registration.product_id).where(Registration.product_id.in_(given))).scalars())

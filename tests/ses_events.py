@@ -9,6 +9,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from registration.models import Feedback
+
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ADDRESS = "recipient@example.org"
 
@@ -160,3 +162,15 @@ def _event(
         "tags": tags,
     }
     return json.dumps({"eventType": kind, "mail": mail, name: part})
+
+
+KINDS = {
+    "delay": (delay, Feedback.DELAYED),
+    "reject": (reject, Feedback.REJECTED),
+    "rendering failure": (rendering_failure, Feedback.REJECTED),
+    "soft bounce": (soft_bounce, Feedback.SOFT_BOUNCE),
+    "delivery": (delivery, Feedback.DELIVERED),
+    "hard bounce": (bounce, Feedback.HARD_BOUNCE),
+    "complaint": (complaint, Feedback.COMPLAINED),
+}
+"""Every event that says what became of a message after it was accepted, and what that is."""

@@ -1175,7 +1175,7 @@ def test_a_paused_broadcast_is_filled_with_who_was_there_at_its_start() -> None:
 def test_broadcasts_are_listed_newest_first_a_page_at_a_time() -> None:
     ids = [factories.start_broadcast() for _ in range(5)]
 
-    first = commit(broadcasts.page, before=None, limit=3)
+    first = commit(broadcasts.page, limit=3)
     second = commit(broadcasts.page, before=first[-1], limit=3)
 
     assert [*first, *second] == ids[::-1]

@@ -512,7 +512,7 @@ def test_a_broadcast_is_there_before_anything_is_counted(
 
     def progress(*_: Any, **__: Any) -> None:
         with sessionmaker(db.engine).begin() as other:
-            seen.append(broadcasts.page(other, before=None, limit=10))
+            seen.append(broadcasts.page(other, limit=10))
         raise OperationalError("", {}, pymysql.err.OperationalError(2013, "Lost connection"))
 
     monkeypatch.setattr(broadcasts, "progress", progress)

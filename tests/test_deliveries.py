@@ -143,6 +143,7 @@ def test_a_status_that_there_is_not_is_answered_with_those_that_there_are(client
         {"format": ""},
         {"limit": "0"},
         {"limit": "1001"},
+        {"format": "csv", "limit": "5"},
         {"limit": "x"},
         {"after": "-1"},
         {"after": "9" * 30},

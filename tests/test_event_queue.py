@@ -25,7 +25,17 @@ from sqlalchemy.event import listens_for
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from registration import ROOT, broadcasts, circuit_breaker, create_event_queue, event_queue, feedback, ledger, services
+from registration import (
+    ROOT,
+    broadcasts,
+    circuit_breaker,
+    create_event_queue,
+    event_queue,
+    events,
+    feedback,
+    ledger,
+    services,
+)
 from registration.db import db
 from registration.event_queue import EventQueue
 from registration.models import (
@@ -467,4 +477,4 @@ def test_a_bodys_tags_are_those_of_the_mailer() -> None:
     event = json.loads(ses_events.send())
     event["mail"]["tags"][tag["Name"]] = [tag["Value"]]
 
-    assert feedback.read(json.dumps(event)).delivery_id == 4711
+    assert events.read(json.dumps(event)).delivery_id == 4711

@@ -22,13 +22,13 @@ class Terminal(io.StringIO):
 def test_a_summary_has_the_bar_the_rate_what_failed_and_the_time_left() -> None:
     line = terminal.summary(progress(), NOON)
 
-    assert line == "[############............]  52%  4,700 of 9,001 sent  2 failed  14.0 a second  5:12 left"
+    assert line == "[#####.....]  52%  4,700 of 9,001 sent  2 failed  14.0 a second  5:12 left"
 
 
 def test_a_summary_of_the_end_has_no_rate_and_no_time_left() -> None:
     ended = progress(status=BroadcastStatus.SENT, sent=8999, remaining=0, rate=0.0, expected_end=None)
 
-    assert terminal.summary(ended, NOON) == "[########################] 100%  8,999 of 9,001 sent  2 failed"
+    assert terminal.summary(ended, NOON) == "[##########] 100%  8,999 of 9,001 sent  2 failed"
 
 
 def test_a_summary_says_what_a_broadcast_does_that_is_not_sending() -> None:
@@ -104,6 +104,19 @@ def test_a_terminal_gets_one_line_that_is_drawn_again() -> None:
     assert "4,800 of" in second
     assert last == "That is all.\n"
     assert "\n" not in first + second
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_no_line_that_is_drawn_again_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Only the last row of a line that wraps would be drawn over, and each look would leave one more above."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+
+    terminal.Screen(stream).show(progress(recipients=1_000_000, sent=900_000), NOON)
+
+    line = stream.getvalue().removeprefix("\r\x1b[K")
+    assert len(line) < columns
+    assert "900,000" in line
 
 
 def test_a_file_gets_a_plain_line_now_and_then() -> None:

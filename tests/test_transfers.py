@@ -14,17 +14,21 @@ from sqlalchemy.orm import Session
 
 from registration import addresses, consent, reports, services, transfers
 from registration.db import AUTOCOMMIT, db
+from registration.domains import Domains
 from registration.models import Installation, RegistrationStatus, Variation
 from registration.reports import InstallationReport
+from registration.tokens import Tokens
 from registration.transfers import RefusedLineError
 
 from . import factories
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+DOMAINS = Domains(allow_reserved=True, allow_disposable=True, mail_servers=None)
+TOKENS = Tokens(["k" * 32], "https://reg.example.org")
 
 
 def parse(**cells: str) -> transfers.Line:
-    return transfers.parse(2, {"email": "Ann@example.org", **cells}, now=NOW, check=lambda _: None)
+    return transfers.parse(2, {"email": "Ann@example.org", **cells}, now=NOW, domains=DOMAINS)
 
 
 def test_a_line_with_an_address_alone_is_active_since_now() -> None:
@@ -66,7 +70,7 @@ def test_another_variation_of_a_mailbox_that_was_taken_in_is_asked_when_it_regis
     emails = ["ann+clinic@example.org", "ann+branch@example.org"]
     with application.app_context():
         for _ in range(2):
-            transfers.take_in(db.session(), [parse(email=email) for email in emails], is_erased=lambda *_: set())
+            transfers.take_in(db.session(), [parse(email=email) for email in emails], tokens=TOKENS)
             db.session.commit()
         address = addresses.normalise("ann+other@example.org")
         services.of(application).registrar.register(address, product_id=uuid.uuid4(), now=NOW)
@@ -91,7 +95,7 @@ def test_an_installation_that_reports_itself_beside_an_import_stays_as_new(appli
 
         event.listen(db.engine, "before_cursor_execute", report)
         line = parse(version="7.0.2", last_seen_at="2026-06-01")
-        transfers.take_in(db.session(), [line], is_erased=lambda *_: set())
+        transfers.take_in(db.session(), [line], tokens=TOKENS)
         event.remove(db.engine, "before_cursor_execute", report)
         db.session.commit()
 
@@ -104,7 +108,7 @@ def test_installations_are_stored_in_the_order_of_their_registrations(applicatio
     with application.app_context():
         factories.register_as(*emails)
         lines = [parse(email=email, version="7.0.2") for email in reversed(emails)]
-        transfers.take_in(db.session(), lines, is_erased=lambda *_: set())
+        transfers.take_in(db.session(), lines, tokens=TOKENS)
 
         order = db.session.execute(select(Installation.registration_id).order_by(Installation.id)).scalars().all()
         assert len(order) == 3
@@ -115,8 +119,8 @@ def test_two_imports_wait_for_each_other(application: Flask) -> None:
     with application.app_context():
         if db.engine.dialect.name != "mysql":
             pytest.skip("SQLite has one writer at a time anyway")
-        transfers.take_in(db.session(), [parse()], is_erased=lambda *_: set())
+        transfers.take_in(db.session(), [parse()], tokens=TOKENS)
         with Session(db.engine) as other:
             other.execute(text("SET innodb_lock_wait_timeout = 0"))
             with pytest.raises(OperationalError, match="Lock wait timeout"):
-                transfers.take_in(other, [parse(email="bob@example.org")], is_erased=lambda *_: set())
+                transfers.take_in(other, [parse(email="bob@example.org")], tokens=TOKENS)

@@ -93,53 +93,57 @@ _OWN = (
 )
 """The JSON of one entry of a bulk call, and what it has when it is about a registration."""
 
-_TOO_FAST = (Verdict.THROTTLED, "Amazon SES asked to slow down.")
-_QUOTA_USED_UP = (
+_TOO_FAST = Outcome(Verdict.THROTTLED, reason="Amazon SES asked to slow down.")
+_QUOTA_USED_UP = Outcome(
     Verdict.HELD,
-    "The daily sending quota of the Amazon SES account is used up. Sending goes on when SES frees some of it.",
+    reason="The daily sending quota of the Amazon SES account is used up. Sending goes on when SES frees some of it.",
 )
-_SUSPENDED = (
+_SUSPENDED = Outcome(
     Verdict.HELD,
-    "Amazon SES has suspended this account. Open the SES console, account dashboard, and answer AWS's review.",
+    reason="Amazon SES has suspended this account. Open the SES console, account dashboard, and answer AWS's review.",
 )
-_PAUSED = (
+_PAUSED = Outcome(
     Verdict.HELD,
-    "Sending is paused in Amazon SES. Resume it in the SES console, for the account and the configuration set.",
+    reason="Sending is paused in Amazon SES. Resume it in the SES console, for the account and the configuration set.",
 )
-_NOT_VERIFIED = (
+_NOT_VERIFIED = Outcome(
     Verdict.HELD,
-    "Amazon SES does not accept the sender. Verify SES_SENDER or its domain in the SES console.",
+    reason="Amazon SES does not accept the sender. Verify SES_SENDER or its domain in the SES console.",
 )
-_SANDBOX = (
+_SANDBOX = Outcome(
     Verdict.HELD,
-    "The SES account is in the sandbox and mails only to verified addresses until AWS grants production access.",
+    reason="The SES account is in the sandbox and mails only to verified addresses until AWS grants production access.",
 )
-_NO_CONFIGURATION_SET = (
+_NO_CONFIGURATION_SET = Outcome(
     Verdict.HELD,
-    "Amazon SES does not know the configuration set. Correct SES_CONFIGURATION_SET or create it in the console.",
+    reason="Amazon SES does not know the configuration set. Correct SES_CONFIGURATION_SET or create it in the console.",
 )
-_NO_CREDENTIALS = (
+_NO_CREDENTIALS = Outcome(
     Verdict.UNREACHED,
-    "There are no AWS credentials to send with. Set AWS_ACCESS_ID and AWS_SECRET_KEY, or give the instance a role.",
+    reason="There are no AWS credentials to send with. Set AWS_ACCESS_ID and AWS_SECRET_KEY, or give the instance a "
+    "role.",
 )
-_CREDENTIALS = (
+_CREDENTIALS = Outcome(
     Verdict.HELD,
-    "AWS does not accept the credentials. Check AWS_ACCESS_ID and AWS_SECRET_KEY, or the instance's role.",
+    reason="AWS does not accept the credentials. Check AWS_ACCESS_ID and AWS_SECRET_KEY, or the instance's role.",
 )
-_NOT_ALLOWED = (
+_NOT_ALLOWED = Outcome(
     Verdict.HELD,
-    "AWS does not let the service send. Add what is missing to the policy of its role; the service's log names it.",
+    reason="AWS does not let the service send. Add what is missing to the policy of its role; the service's log names "
+    "it.",
 )
-_NOT_UNDERSTOOD = (
+_NOT_UNDERSTOOD = Outcome(
     Verdict.HELD,
-    "Amazon SES does not accept the request as a whole. The service's log has its code.",
+    reason="Amazon SES does not accept the request as a whole. The service's log has its code.",
 )
-_REFUSED = (Verdict.REFUSED, "Amazon SES refused the message for this address.")
-_TRANSIENT = (Verdict.UNKNOWN, "Amazon SES had a passing problem with the message for this address.")
-_NO_ANSWER = (Verdict.UNKNOWN, "Amazon SES did not answer, so the message may or may not have been accepted.")
-_NOT_REACHED = (
+_REFUSED = Outcome(Verdict.REFUSED, reason="Amazon SES refused the message for this address.")
+_TRANSIENT = Outcome(Verdict.UNKNOWN, reason="Amazon SES had a passing problem with the message for this address.")
+_NO_ANSWER = Outcome(
+    Verdict.UNKNOWN, reason="Amazon SES did not answer, so the message may or may not have been accepted."
+)
+_NOT_REACHED = Outcome(
     Verdict.UNREACHED,
-    "Amazon SES cannot be reached. If that lasts, check SES_REGION and the network's way out.",
+    reason="Amazon SES cannot be reached. If that lasts, check SES_REGION and the network's way out.",
 )
 
 _CALL_ERRORS = {
@@ -233,11 +237,11 @@ class SesMailer:
                 return [self._send_one(message, recipients[0])]
             return self._send_bulk(message, recipients)
         except _ERRORS as error:
-            verdict, reason = judge(error, sender=self.letterhead.sender)
-            if verdict is Verdict.REFUSED and len(recipients) > 1:
+            outcome = judge(error, sender=self.letterhead.sender)
+            if outcome.verdict is Verdict.REFUSED and len(recipients) > 1:
                 return self._send_one_by_one(message, recipients)
-            log.warning("a call to SES failed", extra={**_named_by(error), "verdict": verdict.name})
-            return [Outcome(verdict, reason=reason)] * len(recipients)
+            log.warning("a call to SES failed", extra={**_named_by(error), "verdict": outcome.verdict.name})
+            return [outcome] * len(recipients)
 
     def client(self) -> SESV2Client:
         """Return the client. Made at its first use: boto3 looks for credentials then. `judge` knows what it raises.
@@ -314,7 +318,7 @@ class SesMailer:
         body = link.join(self._prepare(message).single_body) + _OF_ONE % own
         send: Callable[..., SendEmailResponseTypeDef] = self.client().send_email
         message_id = send(Body=body.encode()).get("MessageId")
-        return Outcome(Verdict.ACCEPTED, message_id=message_id) if message_id else _outcome(_NO_ANSWER)
+        return Outcome(Verdict.ACCEPTED, message_id=message_id) if message_id else _NO_ANSWER
 
     def _send_bulk(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         entries = ",".join(map(self._entry, recipients))
@@ -323,7 +327,7 @@ class SesMailer:
         answer = send(Body=body)
         told = answer.get("BulkEmailEntryResults", [])[: len(recipients)]
         outcomes = [_outcome_of_entry(entry, self.letterhead.sender) for entry in told]
-        return outcomes + [_outcome(_NO_ANSWER)] * (len(recipients) - len(outcomes))
+        return outcomes + [_NO_ANSWER] * (len(recipients) - len(outcomes))
 
     def _entry(self, recipient: Recipient) -> str:
         """Return what one recipient gets that nobody else does, as JSON: address, tags, link, and the header with it.
@@ -396,8 +400,8 @@ def _leave_in_time(**_: Any) -> None:
         raise LateCredentialsError
 
 
-def judge(error: Exception, *, sender: str) -> tuple[Verdict, str]:
-    """Return the verdict on a call from a sender that raised an error, and the reason."""
+def judge(error: Exception, *, sender: str) -> Outcome:
+    """Return what an error says of all messages of a call; `sender` is who they were from."""
     if isinstance(error, ClientError):
         return _judge_answer(error, sender)
     if isinstance(error, _WITHOUT_CREDENTIALS):
@@ -419,7 +423,7 @@ def _is_of_the_handshake(error: BaseException | None) -> bool:
     return False
 
 
-def _judge_answer(error: ClientError, sender: str) -> tuple[Verdict, str]:
+def _judge_answer(error: ClientError, sender: str) -> Outcome:
     code = _code(error)
     text = error.response["Error"].get("Message", "").lower()
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -434,16 +438,17 @@ def _judge_answer(error: ClientError, sender: str) -> tuple[Verdict, str]:
     return _NO_ANSWER if status >= 500 else _NOT_UNDERSTOOD
 
 
-def _judge_rejection(text: str, sender: str) -> tuple[Verdict, str]:
+def _judge_rejection(text: str, sender: str) -> Outcome:
     """Return the verdict on a message that was rejected with a text, which may name addresses that are not verified.
 
     SES checks the recipient too while the account is in the sandbox. It rejects what an account sends that may not
     send, too: "Sending suspended for this account", "Sending paused for this account".
     """
     text = text.lower()
-    for state, judgement in (("suspended", _SUSPENDED), ("paused", _PAUSED)):
-        if f"sending {state}" in text:
-            return judgement
+    if "sending suspended" in text:
+        return _SUSPENDED
+    if "sending paused" in text:
+        return _PAUSED
     if "not verified" not in text:
         return _REFUSED
     named = _ADDRESS.findall(text)
@@ -469,12 +474,8 @@ def _outcome_of_entry(entry: Any, sender: str) -> Outcome:
     if status == "SUCCESS":
         return Outcome(Verdict.ACCEPTED, message_id=entry.get("MessageId"))
     if status == "MESSAGE_REJECTED":
-        return _outcome(_judge_rejection(entry.get("Error") or "", sender))
-    return _outcome(_ENTRY_ERRORS.get(status, _NO_ANSWER))
-
-
-def _outcome(judgement: tuple[Verdict, str]) -> Outcome:
-    return Outcome(judgement[0], reason=judgement[1])
+        return _judge_rejection(entry.get("Error") or "", sender)
+    return _ENTRY_ERRORS.get(status, _NO_ANSWER)
 
 
 def _tags(recipient: Recipient) -> Any:
