@@ -35,9 +35,9 @@ def show(broadcast_id: int) -> ResponseReturnValue:
     limit = fields.number("limit", default=LARGEST_PAGE, most=LARGEST_PAGE)
     after = fields.number("after", default=0, most=LARGEST_ID, least=0)
     form = _format(fields)
-    broadcasts.status_of(db.session(), broadcast_id)
     if form == "csv" and "limit" in fields:
         raise InvalidQueryException("A CSV holds all deliveries. Leave `limit` out, or ask for JSON.")
+    broadcasts.status_of(db.session(), broadcast_id)
     if form == "csv":
         return _csv(broadcast_id, status, after)
     lines = ledger.lines(db.session(), broadcast_id, status=status, after=after, limit=limit + 1)
