@@ -45,7 +45,7 @@ class ConfirmationSender:
         The first that does not get through ends it, and what did not leave is given back.
         """
         self._give_back()
-        if now < self._rest_until:
+        if timedelta(0) < self._rest_until - now <= REST:  # more is what a wrong clock has left
             return
         self.stopping.wait(self._take(now, most))
         verdict = Verdict.ACCEPTED

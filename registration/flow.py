@@ -48,7 +48,7 @@ class Flow:
     """The calls of one process, for any number of threads.
 
     `rate` is that of all senders together in recipients a second, infinite if there is none; `largest` is how many
-    recipients a call takes; `are_bulk_calls_scarce` is what `pacing` knows of that.
+    recipients a call takes; `are_bulk_calls_scarce` is what `bulk_turns` knows of that.
     """
 
     def __init__(self) -> None:

@@ -7,9 +7,6 @@ process, neither a second sender nor a restart can exceed the rate.
 When the mail service asks to slow down, everybody rests for a moment; when it asks again soon, the rate is lowered
 by a factor, which recovers by itself.
 
-Some accounts may make one bulk call a second only. All senders take turns at it then, and what it holds is taken off
-the rate of the calls with one recipient each.
-
 Rates are recipients a second. Instants, such as `now`, are seconds since 1970 by the database's clock.
 """
 
@@ -17,7 +14,6 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from enum import Enum, auto
 
 from sqlalchemy import ColumnElement, case, select, true, update
 from sqlalchemy.orm import Session
@@ -36,12 +32,6 @@ AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
 OF_LATE_SECONDS = 10.0
 """How long that counts as the reason why nothing leaves."""
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
-BULK_EVERY_SECONDS, BULK_LATER_SECONDS = 1.1, 3.0
-"""Between two bulk calls where one a second is let through, and after one that was not."""
-BULK_PROBE_FIRST_SECONDS, BULK_PROBE_EVERY_SECONDS = 10.0, 60.0
-"""After how long a second one within a second tries whether that is still so, as after an outage, and how often."""
-_BULK_PROBE_AFTER_SECONDS = 0.3, 0.75
-"""When it does, after the call before: surely within the same second, and surely not at the same moment."""
 _WRONG_CLOCK_SECONDS = 1.0
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
@@ -52,17 +42,6 @@ ABSENT_SECONDS = 2 * KNOWN_SECONDS
 MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 15.0, 10
 """Nobody reserves further ahead: a free instant beyond is what a wrong clock has left, and does not count."""
 _DAY = 86_400.0
-
-
-class BulkTurn(Enum):
-    """Whether it is one's turn to make a bulk call where they are scarce.
-
-    A probe is one more than is known to be let through; if it is, they are not scarce any more.
-    """
-
-    NOT_YET = auto()
-    YES = auto()
-    PROBE = auto()
 
 
 def batch_size(rate: float, largest: int) -> int:
@@ -121,74 +100,6 @@ def slow_down(session: Session, *, now: float) -> None:
 def is_throttled(session: Session, *, now: float) -> bool:
     """Return whether the mail service has asked to slow down of late."""
     return _since(session.execute(select(Pace.throttled_at)).scalar_one(), now) <= OF_LATE_SECONDS
-
-
-def note_scarce_bulk_calls(session: Session, *, now: float) -> None:
-    """Let all senders together make one bulk call a second from now on, unless they do already.
-
-    The rate, which what was refused has lowered, is not to blame then.
-    """
-    known = update(Pace).where(Pace.bulk_probe_at == 0)
-    session.execute(known.values(bulk_free_at=now, bulk_probe_at=now + BULK_PROBE_FIRST_SECONDS, factor=1.0))
-
-
-def postpone_bulk_turn(session: Session, *, now: float) -> None:
-    """Let nobody make a bulk call for a while, because one in its turn was refused, and nobody probe before."""
-    turn_at = now + BULK_LATER_SECONDS
-    probe_at = case((Pace.bulk_probe_at < turn_at, turn_at), else_=Pace.bulk_probe_at)
-    session.execute(update(Pace).where(Pace.bulk_probe_at > 0).values(bulk_free_at=turn_at, bulk_probe_at=probe_at))
-
-
-def miss_bulk_turn(session: Session) -> None:
-    """Let nobody probe before the next turn, because the call that had the last one did not leave."""
-    too_early = (Pace.bulk_probe_at > 0) & (Pace.bulk_probe_at < Pace.bulk_free_at)
-    session.execute(update(Pace).where(too_early).values(bulk_probe_at=Pace.bulk_free_at))
-
-
-def note_plenty_of_bulk_calls(session: Session) -> None:
-    """Let senders make as many bulk calls as the rate asks for again."""
-    session.execute(update(Pace).values(bulk_probe_at=0.0))
-
-
-def are_bulk_calls_scarce(session: Session) -> bool:
-    """Return whether one bulk call a second is let through."""
-    return session.execute(select(Pace.bulk_probe_at)).scalar_one() > 0
-
-
-def bulk_turn(session: Session, *, now: float, ahead: float = 0.0) -> tuple[BulkTurn, float]:
-    """Return whether a bulk call may be made within some seconds ahead where they are scarce, and after how many.
-
-    Nobody else is told so until the commit.
-    """
-    turn = select(Pace.bulk_free_at, Pace.bulk_probe_at)
-    found = _bulk_turn(*session.execute(turn).one(), now, ahead)
-    if found[0] is not BulkTurn.NOT_YET:
-        # The same value again: unlike FOR UPDATE, that locks on SQLite too.
-        session.execute(update(Pace).values(bulk_free_at=Pace.bulk_free_at))
-        found = _bulk_turn(*session.execute(turn).one(), now, ahead)
-    return found
-
-
-def _bulk_turn(turn_at: float, probe_at: float, now: float, ahead: float) -> tuple[BulkTurn, float]:
-    if probe_at == 0:
-        return BulkTurn.NOT_YET, 0.0
-    earliest, latest = (turn_at - BULK_EVERY_SECONDS + after for after in _BULK_PROBE_AFTER_SECONDS)
-    is_due = not now < probe_at <= now + BULK_PROBE_EVERY_SECONDS + _WRONG_CLOCK_SECONDS
-    if is_due and earliest <= now <= latest:
-        return BulkTurn.PROBE, 0.0
-    wait = turn_at - now
-    if not 0 < wait <= BULK_LATER_SECONDS + _WRONG_CLOCK_SECONDS:
-        return BulkTurn.YES, 0.0
-    return (BulkTurn.YES, wait) if wait <= ahead else (BulkTurn.NOT_YET, 0.0)
-
-
-def take_bulk_turn(session: Session, turn: BulkTurn, messages: int, *, rate: float, at: float) -> None:
-    """Take the turn that `bulk_turn` gave, at its instant. The other calls, at their rate, make room for a probe."""
-    taken = {"bulk_free_at": at + BULK_EVERY_SECONDS}
-    if turn is BulkTurn.PROBE:
-        taken["bulk_probe_at"] = at + BULK_PROBE_EVERY_SECONDS
-        reserve(session, messages, rate=rate, now=at)
-    session.execute(update(Pace).values(**taken))
 
 
 def recovered(factor: float, seconds: float) -> float:

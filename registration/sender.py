@@ -17,8 +17,9 @@ from functools import lru_cache, partial
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import broadcasts, ledger, mailers, pacing
+from . import broadcasts, bulk_turns, ledger, mailers, pacing
 from .broadcasts import Work
+from .bulk_turns import BulkTurn
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
 from .db import code_of, is_deadlock
@@ -29,9 +30,8 @@ from .ledger import Batch
 from .mailers import Mailer, Outcome, Recipient, Verdict
 from .messages import Message
 from .models import BroadcastStatus
-from .pacing import BulkTurn
 from .tokens import Tokens
-from .trouble import ALL_IS_WELL, Troubles
+from .trouble import Troubles
 
 LOOK_SECONDS = 0.05
 """Between two looks for work; the longest that a broadcast waits for an idle sender."""
@@ -65,12 +65,12 @@ class Call:
     broadcast_id: int
     batch: Batch
     due_at: float
-    bulk_turn: BulkTurn = BulkTurn.NOT_YET
+    bulk_turn: BulkTurn | None = None
 
     @property
     def is_beside(self) -> bool:
         """Whether it is one of the few bulk calls where they are scarce, which leave beside the pace of the others."""
-        return self.bulk_turn is not BulkTurn.NOT_YET
+        return self.bulk_turn is not None
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Sender:
         if self._work:
             with self.sessions.begin() as session:
                 self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
-                self._flow.are_bulk_calls_scarce = pacing.are_bulk_calls_scarce(session)
+                self._flow.are_bulk_calls_scarce = bulk_turns.are_scarce(session)
         tended = [self._tend(work) for work in self._work]
         self._confirmations.send(self._clock.time(), BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
         self._housekeeper.work(now)
@@ -277,18 +277,16 @@ class Sender:
             return []
         now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
         earliest = self._flow.claim_seconds
-        turn, later = pacing.bulk_turn(session, now=now.timestamp() + earliest, ahead=AHEAD_SECONDS)
-        if turn is BulkTurn.NOT_YET:
+        found = bulk_turns.find(session, now=now.timestamp() + earliest, ahead=AHEAD_SECONDS)
+        if found is None or broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
             return []
-        wait = earliest + later
-        if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
-            return []
+        turn, wait = found[0], earliest + found[1]
         batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.largest, now=now)
         if batch is None:
             return []
         if len(batch.recipients) < 2:  # that is no bulk call, and the turn stays for the next
             return [Call(broadcast_id, batch, begun + self._reserve(session, batch, rate, now, begun))]
-        pacing.take_bulk_turn(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
+        bulk_turns.take(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
         return [Call(broadcast_id, batch, begun + wait, turn)]
 
     def _claim_and_reserve(self, session: Session, broadcast_id: int, tried_at_most: int | None) -> list[Call] | None:
@@ -384,8 +382,8 @@ class Sender:
         self._troubles.of(call.broadcast_id).end_trial(call.batch.lease)
         with self.sessions.begin() as session:
             ledger.release(session, call.batch)
-            if call.bulk_turn is BulkTurn.YES:
-                pacing.miss_bulk_turn(session)
+            if call.bulk_turn is BulkTurn.REGULAR:
+                bulk_turns.miss(session)
         return True
 
     def _release_all_waiting(self) -> None:
@@ -430,10 +428,7 @@ class Sender:
                 return [None] * len(settled)
 
     def _heed(self, call: Call, outcomes: Sequence[Outcome]) -> None:
-        """Slow down or rest when the outcomes ask for it.
-
-        What one sender cannot reach holds nobody up as long as others get through.
-        """
+        """Learn from a call: make smaller ones for a while, slow all senders down, or let its broadcast rest."""
         verdicts = {outcome.verdict for outcome in outcomes}
         was_one_too_many = len(outcomes) > 1 and self._note_bulk_call(call.bulk_turn, verdicts)
         if Verdict.APART in verdicts:
@@ -443,39 +438,46 @@ class Sender:
         advice = self._troubles.judge(call.broadcast_id, outcomes, time.monotonic(), due_at=call.due_at)
         if was_unanswered and not trouble.is_unanswered:
             self._flow.keep_apart()  # perhaps one recipient gets an answer, and fifty do not
-        if advice == ALL_IS_WELL:
-            return
-        now = self._clock.time()
-        begun_at = now - timedelta(seconds=time.monotonic() - call.due_at)
-        with self.sessions.begin() as session:
-            others_get_through = verdicts == {Verdict.UNREACHED} and any(
-                ledger.recent_rate(session, broadcast_id, begun_at) for broadcast_id in broadcasts.going_on(session)
-            )
-            if advice.hold is not None and not others_get_through:
-                self._sending.discard(call.broadcast_id)
-                broadcasts.hold(session, call.broadcast_id, reason=advice.hold, now=now)
-                log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": call.broadcast_id})
-            elif advice.slow_down and not was_one_too_many:
-                pacing.slow_down(session, now=now.timestamp())
+        if advice.hold is not None:
+            if verdicts != {Verdict.UNREACHED} or not self._do_others_get_through(since=call.due_at):
+                self._hold(call.broadcast_id, advice.hold)
+        elif advice.slow_down and not was_one_too_many:
+            with self.sessions.begin() as session:
+                pacing.slow_down(session, now=self._clock.time().timestamp())
 
-    def _note_bulk_call(self, turn: BulkTurn, verdicts: Collection[Verdict]) -> bool:
+    def _do_others_get_through(self, *, since: float) -> bool:
+        """Return whether any sender had a message accepted within seconds before an instant: only this one is cut off.
+
+        What one sender cannot reach holds nobody up then. The instant is in seconds of `time.monotonic`.
+        """
+        begun_at = self._clock.time() - timedelta(seconds=time.monotonic() - since)
+        with self.sessions.begin() as session:
+            return any(ledger.recent_rate(session, each, begun_at) for each in broadcasts.going_on(session))
+
+    def _hold(self, broadcast_id: int, reason: str) -> None:
+        self._sending.discard(broadcast_id)
+        with self.sessions.begin() as session:
+            broadcasts.hold(session, broadcast_id, reason=reason, now=self._clock.time())
+        log.warning("a broadcast rests: the mail service holds it up", extra={"broadcast": broadcast_id})
+
+    def _note_bulk_call(self, turn: BulkTurn | None, verdicts: Collection[Verdict]) -> bool:
         """Note whether a bulk call was let through; return whether it was refused for being one too many."""
         refused = verdicts == {Verdict.THROTTLED}
-        if turn is BulkTurn.NOT_YET:
+        if turn is None:
             if not self._flow.are_bulk_calls_scarce and self._flow.shows_scarce_bulk_calls(was_refused=refused):
                 with self.sessions.begin() as session:
-                    pacing.note_scarce_bulk_calls(session, now=self._clock.time().timestamp())
+                    bulk_turns.note_scarce(session, now=self._clock.time().timestamp())
                 self._flow.are_bulk_calls_scarce = True
                 log.warning("one bulk call a second is let through; the others become calls of one recipient each")
             return False
         if turn is BulkTurn.PROBE and Verdict.ACCEPTED in verdicts:
             with self.sessions.begin() as session:
-                pacing.note_plenty_of_bulk_calls(session)
+                bulk_turns.note_plenty(session)
             self._flow.are_bulk_calls_scarce = False
             log.info("bulk calls are let through again")
-        if turn is BulkTurn.YES and refused:
+        if turn is BulkTurn.REGULAR and refused:
             with self.sessions.begin() as session:
-                pacing.postpone_bulk_turn(session, now=self._clock.time().timestamp())
+                bulk_turns.postpone(session, now=self._clock.time().timestamp())
         return refused
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:

@@ -96,6 +96,19 @@ def test_the_first_that_does_not_get_through_is_the_last_for_a_while(
     assert (len(calls), waiting()) == (2 + left, 0)
 
 
+def test_a_rest_that_a_wrong_clock_began_holds_nothing_up(
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(2)
+    calls, now = Calls(Verdict.UNKNOWN, Verdict.ACCEPTED), datetime.now(UTC)
+    monkeypatch.setattr(confirming.mailer, "send", calls)
+
+    confirming.send(now + timedelta(hours=1), 1)
+    confirming.send(now, 1)
+
+    assert (len(calls), waiting()) == (2, 0)
+
+
 def test_mails_that_are_taken_slowly_wait_less_for_their_instant(
     confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +138,7 @@ def test_nobody_is_held_taken_when_all_begin_to_rest_just_then(
 
     def then_all_rest(session: Session, *, rate: float, now: float) -> float:
         found = free_in(session, rate=rate, now=now)
-        commit(pacing.back_off, 30.0, now=now)
+        commit(pacing.back_off, 10.0, now=now)
         return found
 
     monkeypatch.setattr(pacing, "free_in", then_all_rest)
@@ -311,7 +324,7 @@ def test_confirmation_mails_keep_to_the_pace_and_hold_nobody_up_while_all_rest(
     assert max(after - before for before, after in pairwise(sent)) == 1
     assert 6 <= sent[-1] <= 8
 
-    pacing.back_off(db.session(), 30.0, now=slow.now().timestamp())
+    pacing.back_off(db.session(), 10.0, now=slow.now().timestamp())
     db.session.commit()
     started = time.monotonic()
     slow.look()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.orm import sessionmaker
 
 from registration import pacing
 from registration.db import db
 from registration.mailers import Account
 from registration.models import Pace
-from registration.pacing import BulkTurn
 
 NOW = 1_800_000_000.0
 
@@ -127,156 +124,6 @@ def test_the_slowest_rate_is_no_wrong_clock(sessions: sessionmaker) -> None:
 
     with sessions.begin() as session:
         assert pacing.free_in(session, rate=0.01, now=NOW) == pytest.approx(100)
-
-
-def take_bulk_turn(sessions: sessionmaker, now: float) -> BulkTurn:
-    return take_bulk_turn_ahead(sessions, now, 0.0)[0]
-
-
-def take_bulk_turn_ahead(sessions: sessionmaker, now: float, ahead: float) -> tuple[BulkTurn, float]:
-    with sessions.begin() as session:
-        turn, wait = pacing.bulk_turn(session, now=now, ahead=ahead)
-        if turn is not BulkTurn.NOT_YET:
-            pacing.take_bulk_turn(session, turn, 50, rate=250.0, at=now + wait)
-        return turn, wait
-
-
-@pytest.fixture
-def scarce(sessions: sessionmaker) -> sessionmaker:
-    """Where bulk calls are scarce since NOW."""
-    with sessions.begin() as session:
-        assert not pacing.are_bulk_calls_scarce(session)
-        pacing.note_scarce_bulk_calls(session, now=NOW)
-        assert pacing.are_bulk_calls_scarce(session)
-    return sessions
-
-
-def test_where_bulk_calls_are_scarce_all_senders_together_make_one_a_second(scarce: sessionmaker) -> None:
-    turns = [take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(100) for _ in range(3)]
-
-    assert turns.count(BulkTurn.YES) == 10
-    assert set(turns) == {BulkTurn.YES, BulkTurn.NOT_YET}
-    assert [take_bulk_turn(scarce, NOW + 20 + seconds) for seconds in (0, 1.0, 1.1)] == [
-        BulkTurn.YES,
-        BulkTurn.NOT_YET,
-        BulkTurn.YES,
-    ]
-
-
-def test_a_bulk_turn_that_is_taken_ahead_comes_at_its_instant_and_the_next_after_it(scarce: sessionmaker) -> None:
-    turns = [(now, *take_bulk_turn_ahead(scarce, now, 0.25)) for now in (NOW + 0.2 * fifth for fifth in range(40))]
-
-    instants = [now + wait for now, turn, wait in turns if turn is BulkTurn.YES]
-    assert all(wait <= 0.25 for _, _, wait in turns)
-    assert [instant - NOW for instant in instants] == pytest.approx([1.1 * number for number in range(len(instants))])
-    assert len(instants) == 8
-
-
-def test_that_bulk_calls_are_scarce_explains_what_lowered_the_rate(sessions: sessionmaker) -> None:
-    with sessions.begin() as session:
-        session.execute(update(Pace).values(factor=0.5, throttled_at=NOW))
-        pacing.note_scarce_bulk_calls(session, now=NOW)
-
-        assert session.execute(select(Pace.factor)).scalar_one() == 1.0
-
-
-def test_now_and_then_one_more_within_a_second_tries_whether_they_still_are(scarce: sessionmaker) -> None:
-    turns = [(tenths, take_bulk_turn(scarce, NOW + tenths / 10)) for tenths in range(1250)]
-
-    taken = [tenths for tenths, turn in turns if turn is not BulkTurn.NOT_YET]
-    probes = [tenths for tenths, turn in turns if turn is BulkTurn.PROBE]
-    assert len(probes) == 2
-    assert probes[0] in range(100, 120)
-    assert probes[1] in range(700, 730)
-    for probe in probes:
-        before = max(tenths for tenths in taken if tenths < probe)
-        assert 3 <= probe - before <= 8
-    with scarce.begin() as session:
-        assert pacing.free_at(session) == pytest.approx(NOW + probes[1] / 10 + 50 / 250, abs=1e-3)
-        pacing.note_plenty_of_bulk_calls(session)
-        assert not pacing.are_bulk_calls_scarce(session)
-    assert {take_bulk_turn(scarce, NOW + 130 + tenths / 10) for tenths in range(20)} == {BulkTurn.NOT_YET}
-
-
-def test_a_bulk_call_that_is_refused_in_its_turn_postpones_the_next(scarce: sessionmaker) -> None:
-    assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
-    with scarce.begin() as session:
-        pacing.postpone_bulk_turn(session, now=NOW)
-
-    later = NOW + pacing.BULK_LATER_SECONDS
-    assert [take_bulk_turn(scarce, now) for now in (NOW - 0.5, later - 0.1, later)] == [
-        BulkTurn.NOT_YET,
-        BulkTurn.NOT_YET,
-        BulkTurn.YES,
-    ]
-
-
-def test_a_probe_comes_after_a_call_that_was_let_through(scarce: sessionmaker) -> None:
-    with scarce.begin() as session:
-        session.execute(update(Pace).values(bulk_probe_at=NOW))
-        pacing.postpone_bulk_turn(session, now=NOW)
-
-    turns = [take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(50)]
-    assert [turn for turn in turns if turn is not BulkTurn.NOT_YET][:2] == [BulkTurn.YES, BulkTurn.PROBE]
-
-
-def test_a_probe_does_not_follow_a_turn_that_was_missed(scarce: sessionmaker) -> None:
-    with scarce.begin() as session:
-        session.execute(update(Pace).values(bulk_probe_at=NOW))
-    assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
-    with scarce.begin() as session:
-        pacing.miss_bulk_turn(session)
-
-    turns = [take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(30)]
-    assert [turn for turn in turns if turn is not BulkTurn.NOT_YET][:2] == [BulkTurn.YES, BulkTurn.PROBE]
-
-
-def test_a_missed_turn_does_not_make_bulk_calls_scarce(sessions: sessionmaker) -> None:
-    with sessions.begin() as session:
-        session.execute(update(Pace).values(bulk_free_at=NOW))
-        pacing.miss_bulk_turn(session)
-
-        assert not pacing.are_bulk_calls_scarce(session)
-
-
-def test_a_probe_that_a_wrong_clock_put_off_comes_all_the_same(scarce: sessionmaker) -> None:
-    with scarce.begin() as session:
-        session.execute(update(Pace).values(bulk_probe_at=NOW + 86_400))
-
-    assert BulkTurn.PROBE in {take_bulk_turn(scarce, NOW + tenths / 10) for tenths in range(20)}
-
-
-def test_who_finds_out_later_that_bulk_calls_are_scarce_gives_nobody_a_turn(scarce: sessionmaker) -> None:
-    take_bulk_turn(scarce, NOW)
-    with scarce.begin() as session:
-        pacing.note_scarce_bulk_calls(session, now=NOW)
-
-    assert take_bulk_turn(scarce, NOW + 0.1) is BulkTurn.NOT_YET
-
-
-def test_a_bulk_turn_that_a_wrong_clock_left_blocks_nobody(scarce: sessionmaker) -> None:
-    take_bulk_turn(scarce, NOW + 3600)
-
-    assert take_bulk_turn(scarce, NOW) is BulkTurn.YES
-
-
-def test_of_senders_that_ask_at_the_same_moment_one_gets_the_bulk_turn(scarce: sessionmaker) -> None:
-    together = threading.Barrier(4)
-
-    def ask(_: int) -> BulkTurn:
-        with scarce.begin() as session:
-            pacing.are_bulk_calls_scarce(session)
-            together.wait(30)
-            turn, _ = pacing.bulk_turn(session, now=NOW)
-            if turn is not BulkTurn.NOT_YET:
-                time.sleep(0.05)
-                pacing.take_bulk_turn(session, turn, 50, rate=250.0, at=NOW)
-            return turn
-
-    with ThreadPoolExecutor(4) as pool:
-        turns = list(pool.map(ask, range(4)))
-
-    assert sorted(turn.name for turn in turns) == ["NOT_YET", "NOT_YET", "NOT_YET", "YES"]
 
 
 def test_a_rate_that_was_lowered_by_a_wrong_clock_in_the_future_has_recovered_and_can_be_lowered_anew(

@@ -18,9 +18,10 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import broadcasts, flow, ledger, pacing, trouble
+from registration import broadcasts, bulk_turns, flow, ledger, pacing, trouble
 from registration import sender as sender_module
 from registration.broadcasts import Progress
+from registration.bulk_turns import BulkTurn
 from registration.clock import Clock
 from registration.db import db
 from registration.housekeeping import Timetable
@@ -36,7 +37,6 @@ from registration.models import (
     Registration,
     RegistrationStatus,
 )
-from registration.pacing import BulkTurn
 from registration.sender import Call, Sender
 
 from . import factories, failing, ledgers
@@ -347,7 +347,7 @@ def scarce(scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyP
     mailer.rate, mailer.largest = 100.0, 50
     factories.register(300)
     factories.start_broadcast()
-    commit(pacing.note_scarce_bulk_calls, now=datetime.now(UTC).timestamp())
+    commit(bulk_turns.note_scarce, now=datetime.now(UTC).timestamp())
     return scripted
 
 
@@ -393,13 +393,13 @@ def test_a_probe_ends_the_scarcity_if_it_is_let_through(
 
     assert (call.bulk_turn, len(call.batch.recipients)) == (BulkTurn.PROBE, 50)
     db.session.rollback()
-    assert pacing.are_bulk_calls_scarce(db.session()) is not is_over
+    assert bulk_turns.are_scarce(db.session()) is not is_over
     assert scarce._flow.are_bulk_calls_scarce is not is_over
 
 
-@pytest.mark.parametrize(("recipients", "turn"), [(300, BulkTurn.YES), (300, BulkTurn.PROBE), (1, BulkTurn.NOT_YET)])
+@pytest.mark.parametrize(("recipients", "turn"), [(300, BulkTurn.REGULAR), (300, BulkTurn.PROBE), (1, None)])
 def test_where_the_database_is_slow_scarce_bulk_calls_and_the_last_recipient_leave_after_the_commit(
-    scarce: Sender, recipients: int, turn: BulkTurn
+    scarce: Sender, recipients: int, turn: BulkTurn | None
 ) -> None:
     """What is due before is late, given back, and claimed again for ever."""
     scarce.look()
@@ -429,8 +429,8 @@ def test_no_probe_follows_a_scarce_bulk_call_that_was_given_back(scarce: Sender)
 
     scarce._carry_out(call)
 
-    assert call.bulk_turn is BulkTurn.YES
-    assert commit(pacing.bulk_turn, now=now + 0.5) == (BulkTurn.NOT_YET, 0.0)
+    assert call.bulk_turn is BulkTurn.REGULAR
+    assert commit(bulk_turns.find, now=now + 0.5) is None
     assert {line.status for line in ledgers.lines(call.broadcast_id)} == {DeliveryStatus.QUEUED}
 
 

@@ -31,6 +31,7 @@ LEVELS = {
     "registration.audiences": 4,
     "registration.ledger": 5,
     "registration.pacing": 3,
+    "registration.bulk_turns": 4,
     "registration.pins": 3,
     "registration.confirmations": 3,
     "registration.counting": 3,
