@@ -1,4 +1,4 @@
-"""How gunicorn runs the web process; it reads this file from the directory that it starts in."""
+"""Settings of gunicorn, which runs the web process; it reads this file from the directory that it starts in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a broadcast is for: everybody who is active, or those with an installation in a range of versions."""
+"""The audience of a broadcast: everybody who is active, or those with an installation in a range of versions."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .mailers import Mailer, Recipient, Verdict
 from .tokens import Tokens
 
 REST = timedelta(minutes=1)
-"""How long no mail is tried after one that the mail service held up, did not answer or could not be reached for."""
+"""How long to wait after a mail that the mail service held up or did not answer, or while it cannot be reached."""
 LONGEST_WAIT_SECONDS = 1.0
 """How long the thread waits for the instant of a mail at most; broadcasts reserve no further ahead, unless the database
 is slow."""

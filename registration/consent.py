@@ -1,4 +1,4 @@
-"""Who says what about a registration: opt out, undo it, confirm, erase, and an operator who takes an address off."""
+"""Consent: people opt out, undo it, confirm and are erased, and an operator takes an address off."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def suppress(session: Session, key: str, status: RegistrationStatus) -> bool:
 def _activate(session: Session, *those: ColumnElement[bool]) -> None:
     """Mail again to registrations whose owner has just shown that mail arrives.
 
-    What is said meanwhile, such as an erasure, has the say: the last statement looks again.
+    What its owner does in between, such as an erasure, wins: the last statement repeats the condition.
     """
     ids = session.execute(select(Registration.id).where(*those)).scalars().all()
     session.execute(delete(SoftBounce).where(SoftBounce.registration_id.in_(ids)))

@@ -1,4 +1,4 @@
-"""How many registrations there are: to the last one, at a cost that does not grow with them."""
+"""The count of registrations: to the last one, at a cost that does not grow with them."""
 
 from __future__ import annotations
 

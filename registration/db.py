@@ -206,7 +206,7 @@ def is_deadlock(error: Exception) -> bool:
 
 
 def is_fault(error: Exception) -> bool:
-    """Return whether a statement is to blame, where PyMySQL raises the same as of a server that is away."""
+    """Return whether the statement itself is wrong; PyMySQL raises the same for that as for a server that is away."""
     return code_of(error) in _FAULTS
 
 

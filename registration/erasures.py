@@ -1,4 +1,4 @@
-"""Who had an address erased: only keyed hashes, of the address itself and of the mailbox that it leads to.
+"""Erased addresses: only keyed hashes, of the address itself and of the mailbox that it leads to.
 
 The first keeps an import from bringing the address back. Both make a registration of it, or of a variation of it, wait
 for its owner: anybody can type it.

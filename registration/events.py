@@ -1,4 +1,4 @@
-"""What Amazon SES tells of a message after it took it: the text of an event in, an Event out.
+"""Events of Amazon SES about messages that it took: the text of one in, an Event out.
 
 The formats of Amazon SES, with our tags:
 https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html, and without:

@@ -81,8 +81,8 @@ class _Match:
 def take(session: Session, bodies: Iterable[str], now: datetime) -> None:
     """Give events their effect, each once.
 
-    An unreadable event is put aside with the reason. Of two who take the same event at once, the unique key fails one;
-    its transaction is to be tried again.
+    An unreadable event is put aside with the reason. Raises IntegrityError for the later of two who take the same event
+    at once; its transaction is to be tried again.
     """
     events: dict[str, tuple[Event, str]] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -247,8 +247,8 @@ def _suppress(
         if not values:
             continue
         if status is _S.COMPLAINED:
-            # What confirmation mail went to whoever complains now confirms nothing any more. Nor does it to who
-            # complained before, if this is about no broadcast, so perhaps about that mail.
+            # A complaint voids confirmation links sent before it. For an address that had complained already, only one
+            # that matches no delivery does: it may be about the confirmation mail itself.
             again = (status,) if column is Registration.email_key else ()
             those = column.in_(sorted(values)), Registration.status.in_((*MAY_BECOME[status], *again))
             confirmations.drop(session, *those)
@@ -283,7 +283,7 @@ def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Se
 
 
 def _end_soft_bounces(session: Session, registration_id: int, broadcast_id: int, rows: set[int]) -> None:
-    """Forget soft bounces up to a broadcast. Whom they alone suppressed is mailed to again: it was no row of five."""
+    """Forget soft bounces up to a broadcast. An address that they alone suppressed is active again: no row of five."""
     before = set(rows)
     rows -= {bounced for bounced in rows if bounced <= broadcast_id}
     session.execute(
@@ -292,7 +292,7 @@ def _end_soft_bounces(session: Session, registration_id: int, broadcast_id: int,
     if len(rows) < MOST_SOFT_BOUNCES <= len(before):
         here = Delivery.registration_id == registration_id
         begun_at = select(Delivery.settled_at).where(here, Delivery.broadcast_id == min(before)).scalar_subquery()
-        # Whom one had suppressed before the row's first message was sent has come back since.
+        # A hard bounce from before the row's first message does not count: the address has registered again since.
         hard = select(Delivery.id).where(here, Delivery.feedback == _F.HARD_BOUNCE, Delivery.feedback_at >= begun_at)
         suppressed = update(Registration).where(Registration.id == registration_id, Registration.status == _S.BOUNCED)
         rows_matched(session, suppressed.where(~hard.exists()).values(status=_S.ACTIVE))

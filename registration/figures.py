@@ -1,4 +1,4 @@
-"""How far a broadcast has come, as JSON: the same for the API and for the commands."""
+"""The figures of a broadcast as JSON: the same for the API and for the commands."""
 
 from __future__ import annotations
 

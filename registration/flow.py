@@ -1,4 +1,4 @@
-"""How calls flow out of one process: how many recipients each has, how many there are at once, and when each leaves.
+"""The flow of calls out of one process: how many recipients each has, how many there are at once, when each leaves.
 
 What all senders share, the account's rate, is in `pacing`; nothing here touches the database.
 """
@@ -22,7 +22,7 @@ LONGEST_CLAIM_SECONDS, LOT_A_CLAIM = 2.0, 1.2
 LARGEST_LOT = 500
 """Deliveries claimed at once at most."""
 FEWEST_IN_FLIGHT, FEWEST_SINGLE_IN_FLIGHT, MOST_IN_FLIGHT = 4, 8, 48
-"""Calls at once. A process that dies leaves up to a copy for each recipient in them, so there are more of one each."""
+"""Calls at once. If the process dies, each of their recipients may get a copy, so there may be more calls of one."""
 OF_LATE_SECONDS = 5.0
 """Calls that ended longer ago say nothing of how long one takes now."""
 UNKNOWN_CALL_SECONDS = 0.25
@@ -37,6 +37,7 @@ MOST_SINGLE_CALLS = 200.0
 """Calls of one recipient a second for which a process has time. Up to that rate they alone use more of it: the fifty
 recipients of a scarce bulk call need some distance from the others."""
 SPARE = 1.5
+"""So many times more calls at once than Little's law asks for, because some take longer than others."""
 BULK_SECONDS = 2.0
 """How long bulk calls have to be refused before that is put down to their being bulk calls."""
 APART_SECONDS = 5.0

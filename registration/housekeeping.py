@@ -1,4 +1,4 @@
-"""What a sender does beside sending, at times: the count of registrations, and what is to be forgotten."""
+"""The sender's chores: it keeps counting cheap, and forgets what is past its retention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The ledger: one delivery per broadcast and recipient, and every step that one can take.
 
-When a broadcast has ended, recipients = sent + failed + skipped + cancelled. docs/engine.md draws MOVES.
+When a broadcast has ended, recipients = sent + failed + skipped + cancelled. docs/engine.md draws MOVES. `now` is
+always the database's clock, which all senders share: leases written by another would end too soon, or too late.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from .versions import parse_range
 LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
 LONGEST_CALL = timedelta(seconds=30)
-"""From a claim to its outcome, with the wait for its instant: who takes longer has a call that is left open."""
+"""From a claim to its outcome, with the wait for its instant: a delivery `sending` for longer has a call left open."""
 MOST_ATTEMPTS = 5
 """Calls with an unknown outcome before a delivery counts as failed."""
 REGISTRATIONS_AT_ONCE = 2_000
@@ -84,6 +85,7 @@ FINAL = (_S.SENT, _S.FAILED, _S.SKIPPED, _S.CANCELLED)
 UNSETTLED = (_S.QUEUED, _S.SENDING)
 
 _RECENT, _OF_LATE = 500, timedelta(seconds=10)
+"""The rate of late is that of the last deliveries, so many at most, within this time."""
 _UNANSWERED = f"The mail service left {MOST_ATTEMPTS} calls unanswered; the message may have been delivered."
 _INTERRUPTED = "A sender stopped before the outcome was known; the message was queued again."
 
@@ -146,6 +148,8 @@ def claim(
 ) -> Batch | None:
     """Claim up to `limit` queued deliveries; return None when there is none to claim.
 
+    `lease` is the name of this claim and no other, 32 ASCII characters, such as `uuid4().hex`.
+
     Who was in a call that went unanswered is claimed alone: if one recipient was the cause, the others would go
     unanswered with that one until their attempts are used up. Whoever is no longer active becomes `skipped` here, at
     the last moment before the call. `tried_at_most` leaves those aside for whom more calls went unanswered.
@@ -185,7 +189,10 @@ def attempts_of_next(session: Session, broadcast_id: int) -> int | None:
 
 
 def settle(session: Session, batch: Batch, outcomes: Sequence[Outcome], now: datetime) -> None:
-    """Write down what became of a batch. An accepted message counts even if the lease has run out meanwhile."""
+    """Write down what became of a batch, an outcome for each recipient in order; other numbers raise ValueError.
+
+    An accepted message counts even if the lease has run out meanwhile.
+    """
     by_status: dict[DeliveryStatus, dict[int, Outcome]] = {}
     for recipient, outcome in zip(batch.recipients, outcomes, strict=True):
         by_status.setdefault(AFTER[outcome.verdict], {})[recipient.delivery_id] = outcome
@@ -272,7 +279,8 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
 def has_unanswered(session: Session, broadcast_id: int, now: datetime) -> bool:
     """Return whether the mail service gave no answer for some deliveries that are still to be settled, or gives none.
 
-    Every other attempt that came to nothing is taken off, and who is to be tried again is the next in the queue.
+    Attempts that certainly came to nothing are taken off again, so a queued delivery that has any left had a call
+    without an answer. It comes before those that had no call yet, so the head of the queue tells.
     """
     is_overdue = Delivery.leased_until < now + LEASE - LONGEST_CALL
     is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1, is_overdue)

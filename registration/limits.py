@@ -1,4 +1,4 @@
-"""How many registrations are taken in a minute: from one network, and altogether."""
+"""Limits on registrations a minute: from one network, and altogether."""
 
 from __future__ import annotations
 

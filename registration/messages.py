@@ -1,4 +1,4 @@
-"""What a broadcast says: values in, a checked Message out."""
+"""The message of a broadcast: values in, a checked Message out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that an IP address is counted with: who has one address of it can have them all."""
+"""The network that an IP address is counted under: whoever has one address in it can usually have the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the installations of a registration report: version and distribution, and when."""
+"""Reports of installations: version and distribution, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sends: one thread looks at the work, one claims, paces and commits, and some send, settle and commit."""
+"""The sender: one thread looks for work, one claims and paces it, several send it and settle the outcomes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ LOOK_SECONDS = 0.05
 BUSY_LOOK_SECONDS = 0.5
 """Between two looks while there is work; claiming sees a pause by itself."""
 TROUBLE_SECONDS = 1.0
+"""Between two attempts while the database is in trouble."""
 SETTLE_SECONDS = 12.0
 """How long outcomes are kept in hand by a sender that is to end while the database is in trouble."""
 RELEASE_SECONDS = 1.0
@@ -53,7 +54,9 @@ calls have less time, so that a late one does not run into the next."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
+"""Between two claims when nothing could be claimed."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
+"""Between two looks at whether the account is to be asked about, at leases that have run out, and at the clock."""
 
 log = logging.getLogger(__name__)
 

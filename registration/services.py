@@ -1,4 +1,4 @@
-"""What views and commands need of the application they belong to: made once, at its start."""
+"""The services that views and commands need of their application: made once, at its start."""
 
 from __future__ import annotations
 

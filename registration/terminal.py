@@ -1,4 +1,4 @@
-"""How broadcasts look in a terminal: sentences, tables, and a line of progress that is drawn again and again."""
+"""Broadcasts in a terminal: sentences, tables, and a line of progress that is drawn again and again."""
 
 from __future__ import annotations
 

@@ -161,7 +161,8 @@ def take_in(session: Session, lines: Sequence[Line], *, tokens: Tokens) -> Tally
 def lines_of(session: Session, window: Window) -> list[tuple[str, ...]]:
     """Return a window of ids as lines with the columns of COLUMNS, one for each installation or registration.
 
-    Whose confirmation mail bounced is unconfirmed there, because a table does not tell that of who just bounced.
+    A registration whose confirmation mail bounced is exported as `unconfirmed`: the file has no column that would tell
+    it from one that bounced later.
     """
     never_confirmed = Registration.status == RegistrationStatus.BOUNCED, Registration.confirmation_sent_at.is_not(None)
     lines = select(

@@ -1,4 +1,4 @@
-"""What has gone wrong in the calls of a sender of late, by broadcast, and what is to be done about it."""
+"""Trouble with the calls of a sender, by broadcast, and what is to be done about it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Trouble:
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether the last calls got no answer: what could be reached may have gone to everybody in them, or nobody."""
+        """Whether the last calls got no answer: their messages may or may not have been accepted."""
         return self._unanswered >= MOST_UNANSWERED
 
     def suspect(self) -> None:
@@ -118,8 +118,8 @@ class Trouble:
 class Troubles:
     """The trouble of each broadcast that one sender has sent.
 
-    What is never answered in one keeps no other waiting. None is forgotten, so that one which goes on after a pause
-    begins with a trial.
+    A broadcast whose calls are never answered keeps no other waiting. None is forgotten while the process lives, so one
+    that goes on after a pause begins with a trial.
     """
 
     def __init__(self) -> None:

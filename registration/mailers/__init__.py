@@ -1,4 +1,4 @@
-"""How mail leaves: one small interface, and the two modules that fulfil it."""
+"""Mailers, the ways for mail to leave: one small interface, and the two modules that fulfil it."""
 
 from __future__ import annotations
 

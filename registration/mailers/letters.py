@@ -1,4 +1,4 @@
-"""What a recipient sees of a message: headers, a text part and an HTML part, written once for everybody.
+"""The letter that a recipient gets: headers, a text part and an HTML part, written once for everybody.
 
 Only the opt-out link differs from one recipient to another; both parts are kept as what comes before and after it.
 """
@@ -33,7 +33,8 @@ ONE_CLICK = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 FEEDBACK_ID = "openemr-notices"
 """The beginning of the Feedback-ID header, by which Gmail tells our notices from others' mail."""
 LONGEST_LINK = 900
-"""A header of Amazon SES has 996 characters at most, its name included."""
+"""A header of Amazon SES has 996 characters at most, its name included
+(https://docs.aws.amazon.com/ses/latest/dg/header-fields.html)."""
 
 _FONT = "-apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 _MONOSPACE = "Consolas, Menlo, 'DejaVu Sans Mono', monospace"

@@ -166,6 +166,8 @@ _CALL_ERRORS = {
     "SignatureDoesNotMatch": _CREDENTIALS,
     "UnrecognizedClientException": _CREDENTIALS,
 }
+"""What the code of a call that failed means
+(https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendBulkEmail.html, and CommonErrors.html beside it)."""
 _ENTRY_ERRORS = {
     "ACCOUNT_THROTTLED": _TOO_FAST,
     "TRANSIENT_FAILURE": _TRANSIENT,
@@ -180,6 +182,8 @@ _ENTRY_ERRORS = {
     "INVALID_PARAMETER": _REFUSED,
     "FAILED": _REFUSED,
 }
+"""What the status of one entry of a bulk call means
+(https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_BulkEmailEntryResult.html)."""
 _NOTHING_LEFT_US = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError)
 _WITHOUT_CREDENTIALS = (
     CredentialRetrievalError,

@@ -1,1 +1,1 @@
-"""What the outside sees: each module is a blueprint called `bp` or serves all of them."""
+"""The outside of the service: each module is a blueprint called `bp` or serves all of them."""

@@ -1,4 +1,4 @@
-"""Who may call what: every route says `public` or `secret_pin`, and a test refuses one that says neither."""
+"""Access decisions: every route says `public` or `secret_pin`, and a test refuses one that says neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of a request's body is read before it is answered, so that the answer arrives."""
+"""Unread bodies: the rest of one is read before the answer leaves, so that the answer arrives."""
 
 from __future__ import annotations
 

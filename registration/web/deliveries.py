@@ -1,4 +1,4 @@
-"""Who got a broadcast and who did not, as JSON a page at a time or as one CSV file."""
+"""The deliveries of a broadcast, as JSON a page at a time or as one CSV file."""
 
 from __future__ import annotations
 

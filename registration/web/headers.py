@@ -1,4 +1,4 @@
-"""What every answer tells browsers, in case one reads it: guess nothing, load nothing, keep nothing, tell nobody."""
+"""Headers of every answer, in case a browser reads it: guess nothing, load nothing, keep nothing, tell nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the process is up, and whether it can work."""
+"""Health checks: whether the process is up, and whether it can work."""
 
 from __future__ import annotations
 

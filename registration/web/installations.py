@@ -1,4 +1,4 @@
-"""What the installations run, for those who know the pin."""
+"""Versions and distributions of the installations, for those who know the pin."""
 
 from __future__ import annotations
 
