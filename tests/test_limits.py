@@ -68,6 +68,19 @@ def test_a_limit_of_zero_is_none() -> None:
     assert admitted(Limits(per_network=0, altogether=0), 200) == 200
 
 
+def test_a_limit_of_one_takes_one_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(limits.time, "time", lambda: now)
+    counter = Limits(per_network=0, altogether=1)
+
+    taken = []
+    for _ in range(3):
+        taken.append(admitted(counter, 3))
+        now += 60
+
+    assert taken == [1, 1, 1]
+
+
 def test_networks_are_not_remembered_when_nothing_is_left_for_anybody() -> None:
     counter = Limits(per_network=10, altogether=5)
     for number in range(100):
