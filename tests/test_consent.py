@@ -107,7 +107,7 @@ def test_an_erasure_waits_for_a_sender_that_takes_the_confirmation_mail(applicat
             erase(email)
 
     def begin(*arguments: Any) -> None:
-        if arguments[2].startswith("SELECT registration.confirmation_sent_at"):
+        if arguments[2].startswith("SELECT registration.product_id, registration.email"):
             erasing.append(pool.submit(erase_it))
             wait(erasing, 0.3)
 

@@ -20,7 +20,7 @@ from .conftest import HEADERS, dispose, empty
 def application(settings: dict[str, str], sqlite_url: str) -> Iterator[Flask]:
     """The application as in production, where the lines are JSON."""
     production = {**settings, "DB_CONN_STR": sqlite_url, "MAILER": "outbox", "ALLOW_RESERVED_DOMAINS": "true"}
-    production |= {"PUBLIC_URL": "https://notices.example.org", "TOKEN_KEYS": "k" * 32}
+    production |= {"PUBLIC_URL": "https://notices.example.org", "TOKEN_KEYS": "k" * 32, "SES_SENDER": "a@example.org"}
     application = create_application(config.read(production, development=False))
     with application.app_context():
         empty()
