@@ -247,10 +247,10 @@ def underway(session: Session, now: datetime) -> list[Work]:
         .order_by(Broadcast.urgent.desc(), Broadcast.id)
     ).all()
     held = [row for row in rows if row.resume_at is not None]
-    over = {row.reason for row in held if not now < row.resume_at <= now + HOLD}
-    resumed = [row.id for row in held if row.reason in over]
-    for broadcast_id in resumed:
-        _move(session, broadcast_id, _S.SENDING, Broadcast.resume_at.is_not(None), reason=None, resume_at=None)
+    over = {row.reason for row in held if not now < row.resume_at <= now + 2 * HOLD}
+    resumed = {row.id: row.resume_at for row in held if row.reason in over}
+    for broadcast_id, resume_at in resumed.items():
+        _move(session, broadcast_id, _S.SENDING, Broadcast.resume_at == resume_at, reason=None, resume_at=None)
     work = [Work(row.id, _S.SENDING if row.id in resumed else row.status, bool(row.filled)) for row in rows]
     return [one for one in work if one.status is not _S.PAUSED or not one.filled]
 

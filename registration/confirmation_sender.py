@@ -44,6 +44,7 @@ class ConfirmationSender:
 
         The first that does not get through ends it, and what did not leave is given back.
         """
+        begun = time.monotonic()
         self._give_back()
         if timedelta(0) < self._rest_until - now <= REST:  # more is what a wrong clock has left
             return
@@ -55,7 +56,7 @@ class ConfirmationSender:
                 self._unsent.popleft()
         if verdict is Verdict.THROTTLED:
             with self.sessions.begin() as session:
-                pacing.slow_down(session, now=now.timestamp())
+                pacing.slow_down(session, now=now.timestamp() + time.monotonic() - begun)
         elif verdict not in _DECIDED:
             self._rest_until = now + REST
         self._give_back()

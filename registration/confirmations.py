@@ -144,7 +144,10 @@ def _count_mail(session: Session, mailbox: str, now: datetime) -> bool:
         return True
     if session.execute(select(ConfirmationMail.mailbox).where(this)).first():
         return False
-    session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=now))
+    try:
+        session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=now))
+    except IntegrityError:  # another sender took a variation at the same moment
+        return False
     return True
 
 

@@ -43,6 +43,8 @@ BULK_SECONDS = 2.0
 APART_SECONDS = 5.0
 """How long calls carry one recipient each after a bulk call was refused because of what is in it: until that one
 recipient has had a call."""
+RETRY_SECONDS = 1.0
+"""The same, after one who got no answer before was claimed, who has a call alone: there may be many of them."""
 
 
 class Flow:
@@ -143,9 +145,10 @@ class Flow:
         """Whether calls carry one recipient each for a while."""
         return time.monotonic() < self._apart_until
 
-    def keep_apart(self) -> None:
+    def keep_apart(self, *, for_retry: bool = False) -> None:
         """Let calls carry one recipient each for a while: in one of several, nobody knows whose address is to blame."""
-        self._apart_until = time.monotonic() + APART_SECONDS
+        seconds = RETRY_SECONDS if for_retry else APART_SECONDS
+        self._apart_until = max(self._apart_until, time.monotonic() + seconds)
 
     def departure(self, due_at: float, messages: int, *, latest: float) -> float:
         """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows.

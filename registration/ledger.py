@@ -92,10 +92,11 @@ _INTERRUPTED = "A sender stopped before the outcome was known; the message was q
 
 @dataclass(frozen=True)
 class Batch:
-    """Deliveries claimed together, and the name of the claim."""
+    """Deliveries claimed together, and the name of the claim; a retry is of one who got no answer before."""
 
     lease: str
     recipients: list[Recipient]
+    is_retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def claim(
     rows = session.execute(queued.with_for_update(skip_locked=True)).all()
     if not rows:
         return None
-    ids = [row.id for row in takewhile(lambda row: row.attempts == 0, rows)] or [rows[0].id]
+    fresh = [row.id for row in takewhile(lambda row: row.attempts == 0, rows)]
+    ids = fresh or [rows[0].id]
     _move(
         session, ids, _S.SENDING, lease=lease, leased_until=now + LEASE, attempts=Delivery.attempts + 1, settled_at=None
     )
@@ -178,7 +180,7 @@ def claim(
         else:
             inactive[delivery_id] = f"The address is {status}."
     _end(session, inactive, _S.SKIPPED, now, lease)
-    return Batch(lease, recipients)
+    return Batch(lease, recipients, is_retry=not fresh)
 
 
 def attempts_of_next(session: Session, broadcast_id: int) -> int | None:

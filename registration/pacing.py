@@ -43,6 +43,8 @@ ABSENT_SECONDS = 2 * KNOWN_SECONDS
 """Nobody has asked for so long: no sender is running."""
 MOST_AHEAD_SECONDS, MOST_AHEAD_MESSAGES = 15.0, 10
 """Nobody reserves further ahead: a free instant beyond is what a wrong clock has left, and does not count."""
+_AHEAD_AT_ANY_RATE = 60.0
+"""The same for a rest, which does not know the rate of who reserved."""
 _DAY = 86_400.0
 
 
@@ -84,7 +86,7 @@ def free_in(session: Session, *, rate: float, now: float) -> float:
 
 def back_off(session: Session, seconds: float, *, now: float) -> None:
     """Let nobody reserve an instant within the next seconds."""
-    session.execute(update(Pace).values(free_at=_latest(now + seconds, MOST_AHEAD_SECONDS)))
+    session.execute(update(Pace).values(free_at=_latest(now + seconds, _AHEAD_AT_ANY_RATE)))
 
 
 def slow_down(session: Session, *, now: float) -> None:

@@ -168,7 +168,8 @@ class Sender:
         self._ask_for_account(now)
         if self._work:
             with self.sessions.begin() as session:
-                self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=now.timestamp())
+                instant = self._clock.time().timestamp()  # the mail service may have taken a while
+                self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=instant)
                 self._flow.are_bulk_calls_scarce = bulk_turns.are_scarce(session)
         tended = [self._tend(work) for work in self._work]
         self._confirmations.send(self._clock.time(), BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
@@ -306,6 +307,8 @@ class Sender:
         batch = ledger.claim(session, broadcast_id, lease=lease, limit=limit, now=now, tried_at_most=tried_at_most)
         if batch is None:
             return []
+        if batch.is_retry:
+            self._flow.keep_apart(for_retry=True)
         wait = self._reserve(session, batch, rate, now, begun)
         if wait > self._flow.longest_wait_seconds:  # others came first
             session.rollback()

@@ -14,7 +14,7 @@ from .errors import MailServiceBusyException, MailServiceRefusedException
 from .mailers import Mailer, Recipient, Verdict
 from .messages import Message
 
-LONGEST_WAIT = 20.0
+LONGEST_WAIT = 10.0
 """Seconds for which somebody who is watching waits for their turn."""
 _NO_DELIVERY = 0
 _TAKEN_LATER = {Verdict.THROTTLED, Verdict.UNREACHED, Verdict.HELD}

@@ -32,9 +32,6 @@ class Advice:
     slow_down: bool
 
 
-ALL_IS_WELL = Advice(None, slow_down=False)
-
-
 class Trouble:
     """Judges the calls of one broadcast by one sender by their outcomes, one call after another.
 

@@ -459,6 +459,31 @@ def test_those_that_are_held_up_for_the_same_reason_go_on_together_the_urgent_on
     assert going_on == [urgent, routine]
 
 
+def test_a_hold_lasts_though_the_clock_of_who_began_it_is_a_little_ahead() -> None:
+    commit(broadcasts.hold, filled(1), reason="Quota.", now=NOW + timedelta(milliseconds=5))
+
+    assert commit(broadcasts.underway, NOW) == []
+
+
+def test_a_hold_that_began_while_the_one_before_was_ended_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    if db.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    broadcast_id = filled(1)
+    commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
+    later, move = NOW + broadcasts.HOLD, broadcasts._move
+
+    def after_others(*arguments: Any, **named: Any) -> int:
+        monkeypatch.setattr(broadcasts, "_move", move)
+        commit(broadcasts.underway, later)
+        commit(broadcasts.hold, broadcast_id, reason="Suspended.", now=later)
+        return move(*arguments, **named)
+
+    monkeypatch.setattr(broadcasts, "_move", after_others)
+    commit(broadcasts.underway, later)
+
+    assert progress(broadcast_id).reason == "Suspended."
+
+
 def test_a_time_to_go_on_that_a_wrong_clock_has_left_is_over() -> None:
     broadcast_id = filled(1)
     commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW + timedelta(hours=1))

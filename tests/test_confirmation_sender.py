@@ -109,6 +109,25 @@ def test_a_rest_that_a_wrong_clock_began_holds_nothing_up(
     assert (len(calls), waiting()) == (2, 0)
 
 
+def test_a_mail_that_is_too_fast_does_not_undo_how_others_slowed_down_meanwhile(
+    confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(1)
+    now = datetime.now(UTC)
+
+    def answer_slowly(_: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 5)
+        values = {"factor": 0.5, "throttled_at": now.timestamp() + 5}
+        commit(lambda session: session.execute(update(Pace).values(values)))
+        return [Outcome(Verdict.THROTTLED)] * len(recipients)
+
+    monotonic = time.monotonic
+    monkeypatch.setattr(confirming.mailer, "send", answer_slowly)
+    confirming.send(now, 1)
+
+    assert db.session.execute(select(Pace.factor)).scalar_one() == 0.5
+
+
 def test_mails_that_are_taken_slowly_wait_less_for_their_instant(
     confirming: ConfirmationSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import Insert, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from registration import addresses, confirmations, consent, counting, feedback, services
-from registration.db import AUTOCOMMIT, db
+from registration.db import AUTOCOMMIT, Base, db
 from registration.mailers import Outcome, Verdict
 from registration.mailers.letters import STOP
 from registration.models import ConfirmationMail, ConfirmationRequest, Registration, RegistrationStatus, SoftBounce
@@ -545,6 +546,32 @@ def test_two_senders_take_different_mails_and_neither_waits() -> None:
             taken += confirmations.take(session, NOW, tokens=services.current().tokens, limit=limit)
 
     assert sorted(confirmation.email for confirmation in taken) == sorted(emails)
+
+
+def test_of_two_senders_that_take_variations_of_a_mailbox_at_once_one_puts_its_mail_off(
+    application: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if db.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    emails = ["ann+one@example.org", "ann+two@example.org"]
+    factories.register_as(*emails, status=S.UNCONFIRMED)
+    ask_for_mails(dict.fromkeys(emails, NOW))
+    together, insert_into = threading.Barrier(2), confirmations.insert
+
+    def insert_at_once(table: type[Base]) -> Insert:
+        if table is ConfirmationMail:
+            together.wait(30)
+        return insert_into(table)
+
+    def take_one(_: int) -> int:
+        with application.app_context():
+            taken = take(NOW, limit=1)
+            db.session.commit()
+            return len(taken)
+
+    monkeypatch.setattr(confirmations, "insert", insert_at_once)
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(take_one, range(2))) == [0, 1]
 
 
 def test_who_opts_out_while_the_mails_are_taken_gets_none(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:

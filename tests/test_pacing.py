@@ -85,6 +85,14 @@ def test_the_rate_is_lowered_when_the_mail_service_asks_again_soon_but_not_for_e
     assert slow_down(sessions, now=NOW + 9.0) == 1
 
 
+def test_a_rest_keeps_what_was_reserved_far_ahead_at_a_low_rate(sessions: sessionmaker) -> None:
+    reserve(sessions, 1, now=NOW, rate=0.05)
+    slow_down(sessions, now=NOW + 0.5)
+
+    with sessions.begin() as session:
+        assert pacing.free_at(session) == NOW + 20
+
+
 def test_the_rate_is_never_lowered_to_nothing(sessions: sessionmaker) -> None:
     with sessions.begin() as session:
         session.execute(update(Pace).values(factor=pacing.LOWEST, throttled_at=NOW))

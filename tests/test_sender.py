@@ -228,6 +228,22 @@ def test_a_call_that_fails_as_nobody_foresaw_is_made_again_for_each_alone_and_no
     assert calls == [2, *[1] * ledger.MOST_ATTEMPTS]
 
 
+def test_while_there_are_retries_the_sender_makes_as_many_calls_as_those_of_one_recipient_need(
+    scripted: Sender, mailer: ScriptedMailer
+) -> None:
+    mailer.rate, mailer.largest = 1000.0, 50
+    broadcast_id = ledgers.filled(3)
+    scripted.look()
+    assert not scripted._flow.is_apart
+    db.session.execute(update(Delivery).values(attempts=1))
+    db.session.commit()
+
+    (call,) = scripted._claim_lot()
+
+    assert (call.broadcast_id, len(call.batch.recipients)) == (broadcast_id, 1)
+    assert scripted._flow.is_apart
+
+
 def test_nobody_who_opted_out_meanwhile_is_mailed(scripted: Sender, mailer: ScriptedMailer) -> None:
     factories.register(40)
     broadcast_id = factories.start_broadcast()

@@ -6,7 +6,6 @@ import pytest
 
 from registration.mailers import Outcome, Verdict
 from registration.trouble import (
-    ALL_IS_WELL,
     FIRST_REST_SECONDS,
     LONGEST_REST_SECONDS,
     MOST_REFUSED,
@@ -17,6 +16,7 @@ from registration.trouble import (
 )
 
 NOW = 1000.0
+NOTHING_TO_DO = Advice(None, slow_down=False)
 
 
 def judge(trouble: Trouble, *verdicts: Verdict, now: float = NOW, due_at: float | None = None) -> Advice:
@@ -30,7 +30,7 @@ def rest_of(trouble: Trouble, now: float) -> float:
 
 
 def test_nothing_is_to_be_done_about_what_was_accepted() -> None:
-    assert judge(Trouble(), Verdict.ACCEPTED, Verdict.ACCEPTED) == ALL_IS_WELL
+    assert judge(Trouble(), Verdict.ACCEPTED, Verdict.ACCEPTED) == NOTHING_TO_DO
 
 
 def test_one_that_is_throttled_slows_all_down() -> None:
@@ -100,7 +100,7 @@ def test_an_answer_in_between_begins_the_rests_anew(between: tuple[Verdict, ...]
 def test_a_service_out_of_reach_holds_after_a_while() -> None:
     trouble = Trouble()
 
-    assert judge(trouble, Verdict.UNREACHED) == ALL_IS_WELL
+    assert judge(trouble, Verdict.UNREACHED) == NOTHING_TO_DO
     assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS - 0.1).hold is None
     assert judge(trouble, Verdict.UNREACHED, now=NOW + UNREACHED_SECONDS).hold == "It is UNREACHED."
 

@@ -36,7 +36,7 @@ def show(broadcast_id: int) -> ResponseReturnValue:
     after = fields.number("after", default=0, most=LARGEST_ID, least=0)
     form = _format(fields)
     if form == "csv" and "limit" in fields:
-        raise InvalidQueryException("A CSV holds all deliveries. Leave `limit` out, or ask for JSON.")
+        raise InvalidQueryException("A CSV has no pages. Leave `limit` out, or ask for JSON.")
     broadcasts.status_of(db.session(), broadcast_id)
     if form == "csv":
         return _csv(broadcast_id, status, after)

@@ -194,7 +194,9 @@ def refuse_unavailable(error: Exception) -> ResponseReturnValue:
     problem = answer_unavailable(error)
     if problem.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
         return problem
-    text = gettext("We cannot see at the moment whether your choice was saved. It does no harm to make it again.")
+    text = gettext(
+        "Our database does not answer. If you have just made a choice here, make it again: that does no harm."
+    )
     answer = _answer(Page(gettext("Please try again in a few minutes"), text), problem.status_code)
     answer.headers["Retry-After"] = problem.headers["Retry-After"]
     return answer
