@@ -221,6 +221,7 @@ def test_markdown_becomes_html_with_its_styles_in_each_tag() -> None:
 @example(pieces=["| WORD | WORD |\n|---|---|\n| WORD | WORD | WORD | WORD |\n|| WORD | WORD\n"])
 @example(pieces=["~~~ WORD WORD ~~~\nWORD"])
 @example(pieces=["~~~WORD~~~\n~~~\nWORD"])
+@example(pieces=["![WORD](", "))"])
 @hypothesis_settings(deadline=None, max_examples=300)
 def test_no_word_of_the_contents_is_missing_from_the_html_part(pieces: list[str]) -> None:
     numbers = count()

@@ -172,6 +172,8 @@ def render(text: str) -> str:
     for token in (each for block in tokens for each in (block, *(block.children or []))):
         if token.type == "list_item_open" and token.info:
             token.attrSet("value", token.info)
+        if token.type == "image" and not token.attrs["src"]:  # nobody would see its words
+            token.type, token.content = "text", f"![{token.content}]()"
         if style := _STYLES.get(token.tag) if token.nesting >= 0 else None:
             token.attrJoin("style", style)
     _direct(tokens)
