@@ -23,7 +23,6 @@ PROBE_FIRST_SECONDS, PROBE_EVERY_SECONDS = 10.0, 60.0
 """How long after bulk calls were found scarce the first probe comes, and between two probes."""
 _PROBE_AFTER_SECONDS = 0.3, 0.75
 """When a probe comes after the call before: surely within the same second, and surely not at the same moment."""
-_WRONG_CLOCK_SECONDS = 1.0
 
 
 class BulkTurn(Enum):
@@ -92,10 +91,10 @@ def _find(turn_at: float, probe_at: float, now: float, ahead: float) -> tuple[Bu
     if probe_at == 0:
         return None
     earliest, latest = (turn_at - EVERY_SECONDS + after for after in _PROBE_AFTER_SECONDS)
-    is_due = not now < probe_at <= now + PROBE_EVERY_SECONDS + _WRONG_CLOCK_SECONDS
+    is_due = not now < probe_at <= now + PROBE_EVERY_SECONDS + pacing.WRONG_CLOCK_SECONDS
     if is_due and earliest <= now <= latest:
         return BulkTurn.PROBE, 0.0
     wait = turn_at - now
-    if not 0 < wait <= LATER_SECONDS + _WRONG_CLOCK_SECONDS:
+    if not 0 < wait <= LATER_SECONDS + pacing.WRONG_CLOCK_SECONDS:
         return BulkTurn.REGULAR, 0.0
     return (BulkTurn.REGULAR, wait) if wait <= ahead else None

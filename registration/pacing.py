@@ -34,7 +34,8 @@ OF_LATE_SECONDS = 10.0
 """How long that counts as the reason why nothing leaves."""
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
 """The factor of one lowering of the rate, by how much it grows back in a second, and the least that is left of it."""
-_WRONG_CLOCK_SECONDS = 1.0
+WRONG_CLOCK_SECONDS = 1.0
+"""An instant that is further away than it can be by more than this is what a wrong clock has left."""
 SLOWEST_RATE = 1.0
 """Recipients a second while the mail service does not tell its rate: that of an SES account in the sandbox."""
 KNOWN_SECONDS, UNKNOWN_SECONDS = 60.0, 10.0
@@ -118,7 +119,7 @@ def needs_account(session: Session, *, now: float, at_once: bool = False) -> boo
     `at_once` is for who asks in any case: whatever is sent from now on is not in the answer.
     """
     known_for = case((Pace.granted_rate.is_(None), UNKNOWN_SECONDS), else_=KNOWN_SECONDS)
-    due = true() if at_once else ~Pace.asked_at.between(now - known_for, now + _WRONG_CLOCK_SECONDS)
+    due = true() if at_once else ~Pace.asked_at.between(now - known_for, now + WRONG_CLOCK_SECONDS)
     return rows_matched(session, update(Pace).where(due).values(asked_at=now)) > 0
 
 
@@ -149,7 +150,7 @@ def absent_since(session: Session, now: datetime) -> datetime | None:
     A time that is still to come is what a wrong clock has left: a running sender corrects it at once.
     """
     last = asked_at(session)
-    return None if -_WRONG_CLOCK_SECONDS <= (now - last).total_seconds() <= ABSENT_SECONDS else last
+    return None if -WRONG_CLOCK_SECONDS <= (now - last).total_seconds() <= ABSENT_SECONDS else last
 
 
 def is_account_known(session: Session) -> bool:
@@ -173,7 +174,7 @@ def _account(row: Pace) -> Account:
 
 def _since(instant: float, now: float) -> float:
     """Return the seconds since an instant; one that is still to come is what a wrong clock has left, and long past."""
-    return max(0.0, now - instant) if instant <= now + _WRONG_CLOCK_SECONDS else math.inf
+    return max(0.0, now - instant) if instant <= now + WRONG_CLOCK_SECONDS else math.inf
 
 
 def _most_ahead(rate: float) -> float:
