@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from sqlalchemy import insert
+from sqlalchemy.orm import sessionmaker
 
 import config
 from registration import create_application, create_sender, services
@@ -109,6 +110,13 @@ def in_context(application: Flask) -> Iterator[None]:
 @pytest.fixture
 def client(application: Flask) -> FlaskClient:
     return application.test_client()
+
+
+@pytest.fixture
+def sessions(application: Flask) -> sessionmaker:
+    """What makes sessions of the application's database, outside its context: in threads, and one after another."""
+    with application.app_context():
+        return sessionmaker(db.engine)
 
 
 @pytest.fixture

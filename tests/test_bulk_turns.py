@@ -7,22 +7,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from flask import Flask
 from sqlalchemy import select, update
 from sqlalchemy.orm import sessionmaker
 
 from registration import bulk_turns, pacing
 from registration.bulk_turns import BulkTurn
-from registration.db import db
 from registration.models import Pace
 
 NOW = 1_800_000_000.0
-
-
-@pytest.fixture
-def sessions(application: Flask) -> sessionmaker:
-    with application.app_context():
-        return sessionmaker(db.engine)
 
 
 def take_ahead(sessions: sessionmaker, now: float, ahead: float) -> tuple[BulkTurn, float] | None:

@@ -312,6 +312,18 @@ def test_a_link_that_is_not_absolute_http_or_mailto_stays_text(url: str) -> None
     assert "<img" not in html
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["[words]()", "![words]()", "![words](mailto:board@example.org)", "[![words](mailto:board@example.org)]()"],
+)
+def test_a_link_to_nothing_and_an_image_that_is_none_stay_text(text: str) -> None:
+    html = render(f"Before {text} [this one](https://open-emr.org) after")
+
+    assert f"Before {text} <a href" in html
+    assert html.count("<a ") == html.count("</a>") == 1
+    assert "<img" not in html
+
+
 @pytest.mark.parametrize("url", ["https://open-emr.org/a?b=1", "http://open-emr.org", "mailto:board@example.org"])
 def test_a_proper_link_is_one(url: str) -> None:
     assert f'href="{url}"' in render(f"[click]({url})")

@@ -6,24 +6,16 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 from sqlalchemy.orm import sessionmaker
 
 from registration import pacing
-from registration.db import db
 from registration.mailers import Account
 from registration.models import Pace
 
 NOW = 1_800_000_000.0
-
-
-@pytest.fixture
-def sessions(application: Flask) -> sessionmaker:
-    with application.app_context():
-        return sessionmaker(db.engine)
 
 
 def reserve(sessions: sessionmaker, messages: int, *, now: float, rate: float = 10.0) -> float:

@@ -172,12 +172,25 @@ def render(text: str) -> str:
     for token in (each for block in tokens for each in (block, *(block.children or []))):
         if token.type == "list_item_open" and token.info:
             token.attrSet("value", token.info)
-        if token.type == "image" and not token.attrs["src"]:  # nobody would see its words
-            token.type, token.content = "text", f"![{token.content}]()"
+        if token.children:
+            _leave_as_text(token.children)
         if style := _STYLES.get(token.tag) if token.nesting >= 0 else None:
             token.attrJoin("style", style)
     _direct(tokens)
     return str(_markdown.renderer.render(tokens, _markdown.options, {}))
+
+
+def _leave_as_text(tokens: Sequence[Token]) -> None:
+    """Show a link to nothing as it was written, and an image that is none: nobody would see its words."""
+    leads_nowhere = False
+    for token in tokens:
+        if token.type == "link_open":
+            leads_nowhere = not token.attrs["href"]
+        if token.type == "image" and not str(token.attrs["src"]).lower().startswith("http"):
+            token.type, token.content = "text", f"![{token.content}]({token.attrs['src']})"
+        elif leads_nowhere and token.type in {"link_open", "link_close"}:
+            token.content = "[" if token.nesting == 1 else "]()"
+            token.type, token.tag, token.nesting = "text", "", 0
 
 
 def _direct(tokens: Sequence[Token]) -> None:
