@@ -240,8 +240,8 @@ class Sender:
         for broadcast_id in ready:
             before = self._flow.largest
             self._flow.largest = self.mailer.largest_batch(self._message_of(broadcast_id))
-            is_trial = self._troubles.of(broadcast_id).is_unanswered
-            lot = self._claim_trial(broadcast_id) if is_trial else self._claim(broadcast_id)
+            is_probe = self._troubles.of(broadcast_id).is_unanswered
+            lot = self._claim_probe(broadcast_id) if is_probe else self._claim(broadcast_id)
             if lot:
                 return lot
             self._flow.largest = before
@@ -252,7 +252,7 @@ class Sender:
         return []
 
     def _claim(self, broadcast_id: int, tried_at_most: int | None = None) -> list[Call] | None:
-        """Claim and reserve what the rate allows, or for a trial one who was tried so often at most.
+        """Claim and reserve what the rate allows, or for a probe one who was tried so often at most.
 
         Return None when it is too early for anybody.
         """
@@ -264,13 +264,13 @@ class Sender:
             self._flow.note_claim(time.monotonic() - begun)
         return lot
 
-    def _claim_trial(self, broadcast_id: int) -> list[Call] | None:
+    def _claim_probe(self, broadcast_id: int) -> list[Call] | None:
         """Claim and reserve one call of one recipient, of those who were tried least: it may be another copy."""
         with self.sessions.begin() as session:
             most = ledger.attempts_of_next(session, broadcast_id)
         for tried in range(0 if most is None else most + 1):
             if lot := self._claim(broadcast_id, tried_at_most=tried):
-                self._troubles.of(broadcast_id).begin_trial(lot[0].batch.lease)
+                self._troubles.of(broadcast_id).begin_probe(lot[0].batch.lease)
             if lot or lot is None:
                 return lot
         return []
@@ -360,7 +360,7 @@ class Sender:
             else:
                 self._release(call)
         finally:
-            trouble.end_trial(call.batch.lease)
+            trouble.end_probe(call.batch.lease)
         return True
 
     def _make(self, call: Call, message: Message) -> None:
@@ -385,7 +385,7 @@ class Sender:
         return time.monotonic() <= latest
 
     def _release(self, call: Call) -> bool:
-        self._troubles.of(call.broadcast_id).end_trial(call.batch.lease)
+        self._troubles.of(call.broadcast_id).end_probe(call.batch.lease)
         with self.sessions.begin() as session:
             ledger.release(session, call.batch)
             if call.bulk_turn is BulkTurn.REGULAR:

@@ -35,7 +35,7 @@ class Advice:
 class Trouble:
     """Judges the calls of one broadcast by one sender by their outcomes, one call after another.
 
-    While it is unanswered it makes one call at a time, a trial, known by the name of its claim. Times are in seconds of
+    While it is unanswered it makes one call at a time, a probe, known by the name of its claim. Times are in seconds of
     a clock that only goes forward.
     """
 
@@ -43,7 +43,7 @@ class Trouble:
         self._unanswered = self._refused = 0
         self._unreached_since = math.inf
         self._unreached_at = self._resting_until = -math.inf
-        self._trial: str | None = None
+        self._probe: str | None = None
 
     @property
     def is_unanswered(self) -> bool:
@@ -55,21 +55,21 @@ class Trouble:
         self._unanswered = max(self._unanswered, MOST_UNANSWERED)
 
     def may_claim(self, now: float) -> bool:
-        """Return whether there may be a call: it does not rest, and no trial is under way."""
-        return not self._rests_at(now) and (self._trial is None or not self.is_unanswered)
+        """Return whether there may be a call: it does not rest, and no probe is under way."""
+        return not self._rests_at(now) and (self._probe is None or not self.is_unanswered)
 
     def may_leave(self, lease: str) -> bool:
         """Return whether a call may be made, which may have been claimed before the last ones went wrong."""
-        return not self.is_unanswered or lease == self._trial
+        return not self.is_unanswered or lease == self._probe
 
-    def begin_trial(self, lease: str) -> None:
+    def begin_probe(self, lease: str) -> None:
         """Let no other call be claimed until this one has been made or given back."""
-        self._trial = lease
+        self._probe = lease
 
-    def end_trial(self, lease: str) -> None:
-        """Take a call as made or given back, if it was a trial."""
-        if lease == self._trial:
-            self._trial = None
+    def end_probe(self, lease: str) -> None:
+        """Take a call as made or given back, if it was a probe."""
+        if lease == self._probe:
+            self._probe = None
 
     def judge(self, outcomes: Sequence[Outcome], now: float, *, due_at: float) -> Advice:
         """Return what to do after a call that was due at an instant."""
@@ -116,7 +116,7 @@ class Troubles:
     """The trouble of each broadcast that one sender has sent.
 
     A broadcast whose calls are never answered keeps no other waiting. None is forgotten while the process lives, so one
-    that goes on after a pause begins with a trial.
+    that goes on after a pause begins with a probe.
     """
 
     def __init__(self) -> None:

@@ -1087,16 +1087,16 @@ def test_an_unanswered_broadcast_of_which_nobody_is_queued_costs_no_claims(
     assert (scripted._claim_lot(), claims) == ([], [])
 
 
-def test_a_trial_that_is_late_makes_way_for_the_next(
+def test_a_probe_that_is_late_makes_way_for_the_next(
     scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broadcast_id = ledgers.filled(4)
     scripted.look()
     scripted._troubles.of(broadcast_id).suspect()
-    (trial,) = scripted._claim_lot()
+    (probe,) = scripted._claim_lot()
     assert scripted._claim_lot() == []
 
-    scripted._carry_out(replace(trial, due_at=time.monotonic() - 60.0))
+    scripted._carry_out(replace(probe, due_at=time.monotonic() - 60.0))
 
     assert mailer.times == []
     assert len(scripted._claim_lot()) == 1

@@ -165,20 +165,20 @@ def test_while_it_is_unanswered_one_call_at_a_time_is_tried() -> None:
     trouble = unanswered()
     assert trouble.may_claim(NOW)
 
-    trouble.begin_trial("trial")
+    trouble.begin_probe("probe")
 
-    assert [trouble.may_leave(lease) for lease in ("claimed before", "trial")] == [False, True]
+    assert [trouble.may_leave(lease) for lease in ("claimed before", "probe")] == [False, True]
     assert not trouble.may_claim(NOW)
-    trouble.end_trial("claimed before")
+    trouble.end_probe("claimed before")
     assert not trouble.may_claim(NOW)
-    trouble.end_trial("trial")
+    trouble.end_probe("probe")
     assert trouble.may_claim(NOW)
-    assert not trouble.may_leave("trial")
+    assert not trouble.may_leave("probe")
 
 
-def test_an_answer_to_another_call_ends_the_wait_for_a_trial() -> None:
+def test_an_answer_to_another_call_ends_the_wait_for_a_probe() -> None:
     trouble = unanswered()
-    trouble.begin_trial("trial")
+    trouble.begin_probe("probe")
 
     judge(trouble, Verdict.ACCEPTED)
 
