@@ -233,8 +233,8 @@ def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
             raise RepeatedBroadcastException(other.id)
 
 
-def underway(session: Session, now: datetime) -> list[Work]:
-    """Return what there is to do, urgent broadcasts first, then the oldest; those whose pause is over go on.
+def take_up(session: Session, now: datetime) -> list[Work]:
+    """Let those broadcasts go on whose rest is over, and return what there is to do: the urgent first, then the oldest.
 
     What the mail service held up for the same reason goes on together: if it was a quota, what is free of it by then is
     for the urgent ones. A time to go on that is too far away is what a wrong clock has left. One that is paused is
