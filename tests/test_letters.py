@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from registration import markup, messages
 from registration.errors import InvalidEmailMessageException
@@ -314,7 +315,13 @@ def test_a_link_that_is_not_absolute_http_or_mailto_stays_text(url: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["[words]()", "![words]()", "![words](mailto:board@example.org)", "[![words](mailto:board@example.org)]()"],
+    [
+        "[words]()",
+        "[words]( )",
+        "![words]()",
+        "![words](mailto:board@example.org)",
+        "[![words](mailto:board@example.org)]()",
+    ],
 )
 def test_a_link_to_nothing_and_an_image_that_is_none_stay_text(text: str) -> None:
     html = render(f"Before {text} [this one](https://open-emr.org) after")
@@ -324,13 +331,62 @@ def test_a_link_to_nothing_and_an_image_that_is_none_stay_text(text: str) -> Non
     assert "<img" not in html
 
 
+@pytest.mark.parametrize(("length", "links"), [(2_000, 1), (2_001, 0)])
+def test_a_bare_address_becomes_a_link_as_a_whole_or_not_at_all(length: int, links: int) -> None:
+    address = "https:" + "//open-emr.org/".ljust(length, "a")
+
+    assert render(f"See {address}.").count(f'href="{address}"') == links
+    assert render(f"See {address}.").count("<a ") == links
+
+
+@pytest.mark.parametrize("words", ["", " "])
+def test_a_link_without_words_shows_its_address(words: str) -> None:
+    assert ">https://open-emr.org</a>" in render(f"[{words}](https://open-emr.org)")
+
+
 @pytest.mark.parametrize("url", ["https://open-emr.org/a?b=1", "http://open-emr.org", "mailto:board@example.org"])
 def test_a_proper_link_is_one(url: str) -> None:
     assert f'href="{url}"' in render(f"[click]({url})")
 
 
-def test_a_bare_address_of_the_web_becomes_a_link() -> None:
-    assert 'href="https://open-emr.org/x"' in render("See https://open-emr.org/x.")
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}.",
+        "({})",
+        "“{}”",
+        "“{}.”",
+        '"{}."',
+        "\u2018{}\u2019",
+        "„{}“",
+        "»{}«",
+        "{}…",
+        "{}!",
+        "{}。然后",
+        "{}: this",
+        "<{}>",
+    ],
+)
+def test_a_bare_address_of_the_web_becomes_a_link_without_what_is_around_it(around: str) -> None:
+    address = "https://open-emr.org/a_(b)/c.d?e=[f],g;h'i"
+
+    assert f'href="{address.translate({91: "%5B", 93: "%5D"})}"' in render(f"See {around.format(address)} now")
+
+
+@pytest.mark.parametrize(
+    "line", [">= 6.0.0, < 7.0.3", ">=7", ">7.0.2", "> 7.0.2 too", "10023. A bug", "2026. A year", "&lt; &amp; &nbsp;"]
+)
+def test_a_line_of_versions_numbers_or_entities_is_shown_as_it_was_written(line: str) -> None:
+    shown = str(escape(line))
+
+    assert f">{shown}</p>" in render(line)
+    assert f"<br />\n{shown}</p>" in render(f"Before\n{line}")
+    assert f">{shown}</li>" in render(f"- {line}")
+
+
+@pytest.mark.parametrize("text", ["> they said", ">they said", "> 5 said so", "> > 7 of them"])
+def test_what_was_said_is_a_quotation(text: str) -> None:
+    assert "<blockquote" in render(text)
 
 
 def test_a_letter_says_why_one_gets_it_from_whom_and_how_to_stop() -> None:
@@ -380,10 +436,11 @@ def test_a_style_sheet_of_the_boards_own_does_not_hide_the_footer_by_accident() 
         assert f"{protection} !important" in footer
 
 
-def test_links_in_one_long_word_take_no_minute_to_find() -> None:
+@pytest.mark.parametrize("link", ["http://a", "https://a.b/c,"])
+def test_links_in_one_long_word_take_no_minute_to_find(link: str) -> None:
     begun = time.process_time()
 
-    rendered = render("http://a" * (messages.LONGEST_CONTENTS // 8) + " https://b.example/c")
+    rendered = render(link * (messages.LONGEST_CONTENTS // len(link)) + " https://b.example/c")
 
     assert rendered.count("<a ") >= 2
     assert time.process_time() - begun < 20

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from email.utils import formataddr
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader
+from linkify_it import LinkifyIt
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, blockquote, list_block, table
 from markdown_it.rules_block.table import escapedSplit, getLine
-from markdown_it.rules_inline import StateInline, emphasis
+from markdown_it.rules_inline import StateInline, emphasis, link
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
@@ -82,6 +84,13 @@ _PATTERN_BEFORE, _PATTERN_AFTER = re.compile(r"[/\\_]"), re.compile(r"[./\\_]")
 """What is before, or after, a single one that stands for any name, as in `documents/*` and `*.php`."""
 _DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
 """Levels at which no quote and no list begins any more; a quote is one level, and a list two."""
+_RANGE = re.compile(r">(?:=|\d|\s*\d+\.\d)")
+"""What begins a line that tells versions, such as `>= 7.0.0`, and no quotation."""
+_LONG_NUMBER = re.compile(r"\d{4}")
+"""What begins a line with a year or the number of a bug; beside a list there is no room for more than three digits."""
+_LONGEST_BARE_LINK = 2_000
+"""Characters; thousands of links without a space between them would else take half a minute."""
+_NO_ADDRESS = re.compile(r"\(\s*(?:<>\s*)?\)")
 BlockRule = Callable[[StateBlock, int, int, bool], bool]
 
 _templates = Environment(loader=FileSystemLoader(Path(__file__).parent.parent / "templates" / "mail"), autoescape=True)
@@ -172,25 +181,14 @@ def render(text: str) -> str:
     for token in (each for block in tokens for each in (block, *(block.children or []))):
         if token.type == "list_item_open" and token.info:
             token.attrSet("value", token.info)
-        if token.children:
-            _leave_as_text(token.children)
+        if token.type == "image" and not str(token.attrs["src"]).lower().startswith(
+            "http"
+        ):  # nobody would see its words
+            token.type, token.content = "text", f"![{token.content}]({token.attrs['src']})"
         if style := _STYLES.get(token.tag) if token.nesting >= 0 else None:
             token.attrJoin("style", style)
     _direct(tokens)
     return str(_markdown.renderer.render(tokens, _markdown.options, {}))
-
-
-def _leave_as_text(tokens: Sequence[Token]) -> None:
-    """Show a link to nothing as it was written, and an image that is none: nobody would see its words."""
-    leads_nowhere = False
-    for token in tokens:
-        if token.type == "link_open":
-            leads_nowhere = not token.attrs["href"]
-        if token.type == "image" and not str(token.attrs["src"]).lower().startswith("http"):
-            token.type, token.content = "text", f"![{token.content}]({token.attrs['src']})"
-        elif leads_nowhere and token.type in {"link_open", "link_close"}:
-            token.content = "[" if token.nesting == 1 else "]()"
-            token.type, token.tag, token.nesting = "text", "", 0
 
 
 def _direct(tokens: Sequence[Token]) -> None:
@@ -241,6 +239,16 @@ def _down_to(level: int, rule: BlockRule) -> BlockRule:
     return lambda state, start, end, silent: state.level < level and rule(state, start, end, silent)
 
 
+def _unless(beginning: re.Pattern[str], rule: BlockRule) -> BlockRule:
+    """Return a rule that leaves lines with such a beginning for text."""
+
+    def read(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+        first = state.bMarks[start] + state.tShift[start]
+        return not beginning.match(state.src, first) and rule(state, start, end, silent)
+
+    return read
+
+
 def _read_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
     """Read a table; what is beyond the last column of its head, which Markdown drops, goes into the last cell."""
     before = len(state.tokens)
@@ -272,29 +280,47 @@ def _emphasize(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markd
     return True
 
 
+def _read_link(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+    """Read a link that has words and an address."""
+    end = state.md.helpers.parseLinkLabel(state, state.pos)
+    has_words = bool(state.src[state.pos + 1 : end].strip())
+    return has_words and not _NO_ADDRESS.match(state.src, end + 1) and link(state, silent)
+
+
+class _BareLinks(LinkifyIt):  # type: ignore[misc]
+    """Finds links without marks around them; what ends a sentence or a quotation, such as `.”`, is no part of one."""
+
+    def _validate_http(self, text: str, pos: int) -> int:
+        following = text[pos : pos + _LONGEST_BARE_LINK + 1]
+        link = following[: super()._validate_http(following, 0)]
+        ends = (at for at, letter in enumerate(link) if not letter.isascii() and category(letter).startswith("P"))
+        link = link[: next(ends, None)]
+        return len(link.rstrip(".,:;!?")) if len(link) <= _LONGEST_BARE_LINK else 0
+
+
 def _create_markdown() -> MarkdownIt:
     """Build a Markdown of which no text is lost.
 
     The preset drops what is nested more than twenty deep, what looks like the definition of a link, and backslashes, of
-    which paths are full; and on a phone, what is nested half as deep has no room left. It takes a line above dashes,
-    such as a signature, for a heading.
+    which paths are full; and on a phone, what is nested half as deep has no room left. It shows `&lt;` as what that
+    stands for, and takes a line above dashes, such as a signature, for a heading.
     """
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "linkify": True})
-    markdown.enable(["table", "linkify"]).disable(["code", "reference", "lheading", "escape"])
+    markdown.enable(["table", "linkify"]).disable(["code", "reference", "lheading", "escape", "entity"])
     markdown.inline.ruler.at("emphasis", _emphasize)
+    markdown.inline.ruler.at("link", _read_link)
     # It finds links in the middle of a word too, and needs a minute and a half for 100 KB of them; the core rule finds
     # those that follow white space or punctuation.
     markdown.inline.ruler.disable("linkify")
     markdown.validateLink = lambda url: bool(_ABSOLUTE.match(url))  # type: ignore[method-assign]
     markdown.add_render_rule("fence", _fence)
     blocks = markdown.block.ruler
-    blocks.at(
-        "blockquote", _down_to(_DEEPEST_QUOTE, blockquote), {"alt": ["paragraph", "reference", "blockquote", "list"]}
-    )
-    blocks.at("list", _down_to(_DEEPEST_LIST, list_block), {"alt": ["paragraph", "reference", "blockquote"]})
+    quote = _down_to(_DEEPEST_QUOTE, _unless(_RANGE, blockquote))
+    blocks.at("blockquote", quote, {"alt": ["paragraph", "reference", "blockquote", "list"]})
+    items = _down_to(_DEEPEST_LIST, _unless(_LONG_NUMBER, list_block))
+    blocks.at("list", items, {"alt": ["paragraph", "reference", "blockquote"]})
     blocks.at("table", _read_table, {"alt": ["paragraph", "reference"]})
-    linkify: Any = markdown.linkify
-    linkify.set({"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
+    markdown.linkify = _BareLinks(options={"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
     return markdown
 
 
