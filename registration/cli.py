@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -48,6 +49,10 @@ class Group(AppGroup):
             return super().invoke(context)
         except RegistrationError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has enough of it
+                raise
+            raise click.ClickException(f"A file could not be read or written: {error.strerror or error}.") from error
         except UnicodeError as error:
             raise click.ClickException("The text is not valid UTF-8.") from error
         except SQLAlchemyError as error:

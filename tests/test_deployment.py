@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 import yaml
-from flask import Flask
+from flask import Flask, url_for
+from flask_babel import force_locale, get_locale, gettext
 from sqlalchemy.exc import OperationalError
 
 import config
 from registration import LARGEST_BODY, services
 from registration.db import db
-from registration.web import bodies, errors, health
+from registration.web import bodies, errors, health, optout
 
 from . import mariadb
 
@@ -335,7 +336,7 @@ def test_nginx_includes_what_elastic_beanstalk_generates() -> None:
 
 
 def test_nginx_answers_in_place_of_the_application_as_it_would() -> None:
-    answers = [(int(status), json.loads(body)) for status, body in re.findall(r"return (\d+) '([^']*)';", NGINX)]
+    answers = [(int(status), json.loads(body)) for status, body in re.findall(r"return (\d+) '({[^']*)';", NGINX)]
 
     with Flask(__name__).app_context():
         for status, told in answers:
@@ -345,6 +346,21 @@ def test_nginx_answers_in_place_of_the_application_as_it_would() -> None:
     assert f"add_header Retry-After {errors.RETRY_SECONDS} always;" in NGINX
     assert re.findall(r"error_page ([^;]*);", NGINX) == ["413 @too_large", "502 504 =503 @unavailable"]
     assert re.findall(r"location (@\w+)", NGINX) == ["@too_large", "@unavailable"]
+
+
+def test_nginx_tells_people_in_their_languages_that_the_application_starts_anew(application: Flask) -> None:
+    [page] = re.findall(r"return 503 '(<[^']*)';", NGINX)
+    [path] = re.findall(r"rewrite (\S+) /unavailable last;", NGINX)
+    paragraphs = re.findall(r'<p(?: lang="(\w+)"( dir="rtl")?)?>([^<]*)', page)
+
+    with application.test_request_context():
+        for language, is_rtl, sentence in paragraphs:
+            with force_locale(language or "en"):
+                assert sentence == gettext("Please try again in a few minutes")
+                assert bool(is_rtl) == (get_locale().text_direction == "rtl")
+        for endpoint in ("optout.show", "optout.confirm"):
+            assert re.match(path, url_for(endpoint, token="x"))
+    assert {language or "en" for language, *_ in paragraphs} == set(optout.LANGUAGES)
 
 
 def test_nginx_leaves_the_answer_to_a_body_that_is_too_large_to_the_application() -> None:

@@ -24,12 +24,12 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from registration import ROOT, confirmations, consent, counting, registrations_cli, services, transfers
+from registration import ROOT, confirmations, consent, counting, registrations_cli, services, transfers, windows
 from registration.db import AUTOCOMMIT, db
 from registration.models import Installation, Registration, RegistrationStatus
 from registration.tokens import ConfirmationLink
 
-from . import factories
+from . import factories, failing
 from .conftest import empty
 
 Run = Callable[..., Result]
@@ -524,6 +524,28 @@ def test_an_export_can_be_read_by_its_owner_alone(application: Flask, run: Run, 
     result = run("export", tmp_path / "nowhere" / "all.csv")
     assert result.exit_code == 1
     assert "No such file" in result.output
+
+
+def test_an_export_without_a_database_leaves_an_older_one_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "all.csv"
+    file.write_text("precious")
+    failing.at_first(monkeypatch, windows, "split", failing.deadlock())
+
+    result = run("export", file)
+
+    assert result.exit_code == 1
+    assert "The database does not answer" in result.output
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_an_export_to_a_full_disk_ends_with_a_sentence(run: Run) -> None:
+    result = run("export", "/dev/full")
+
+    assert result.exit_code == 1
+    assert "Error: A file could not be read or written: No space left on device." in result.output
 
 
 def test_an_export_as_json_lines_leaves_out_who_was_erased(application: Flask, run: Run) -> None:
