@@ -134,16 +134,17 @@ def start(
     if idempotency_key is None and not resend:
         _refuse_if_under_way(session, fingerprint)
     broadcast_id = _insert(session, message, now, whom=whom, urgent=urgent)
-    note = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
+    request = {"fingerprint": fingerprint, "broadcast_id": broadcast_id, "created_at": now}
     old = BroadcastRequest.created_at <= now - REPEAT, BroadcastRequest.broadcast_id.in_(_ENDED)
     if idempotency_key is not None:
-        _claim_name(session, _digest("key", idempotency_key), note, *old)
-        _replace_note(session, fingerprint, note)
+        _insert_request(session, _digest("key", idempotency_key), request, *old)
+        _replace_request(session, fingerprint, request)
     elif resend:
-        _claim_name(session, _digest("resend", fingerprint), note, BroadcastRequest.created_at <= now - RESEND)
-        _replace_note(session, fingerprint, note)
+        long_ago = BroadcastRequest.created_at <= now - RESEND
+        _insert_request(session, _digest("resend", fingerprint), request, long_ago)
+        _replace_request(session, fingerprint, request)
     else:
-        _claim_name(session, fingerprint, note, *old)
+        _insert_request(session, fingerprint, request, *old)
     return broadcast_id
 
 
@@ -192,40 +193,57 @@ def _insert(session: Session, message: Message, now: datetime, *, whom: Audience
     return broadcast.id
 
 
-def _claim_name(session: Session, name: str, note: Mapping[str, Any], *is_over: ColumnElement[bool]) -> None:
-    """Write down what a broadcast was asked for with, over a note that is over; refuse to write over any other.
+def _end_holds(session: Session, rows: Sequence[Any], now: datetime) -> set[int]:
+    """Let those of some broadcasts go on whose `resume_at` has come; return their ids.
+
+    All that are held for one reason go on when the first of them may: what is free of a quota by then is for the
+    urgent ones. A `resume_at` further away than a hold can last was written by a wrong clock, and has come too.
+    """
+    held = [row for row in rows if row.resume_at is not None]
+    over = {row.reason for row in held if not now < row.resume_at <= now + 2 * HOLD}
+    resumed = [row for row in held if row.reason in over]
+    for row in resumed:
+        _move(session, row.id, _S.SENDING, Broadcast.resume_at == row.resume_at, reason=None, resume_at=None)
+    return {row.id for row in resumed}
+
+
+def _insert_request(session: Session, name: str, request: Mapping[str, Any], *is_over: ColumnElement[bool]) -> None:
+    """Store a request under its name, in place of an earlier one that is over; refuse to replace any other.
 
     The update comes first: of two that insert the same name, both would then hold a shared lock on it and wait for
     each other's update. Raises RepeatedBroadcastException or IdempotencyKeyException.
     """
     named = BroadcastRequest.name == name
-    if rows_matched(session, update(BroadcastRequest).where(named, *is_over).values(note)):
+    if rows_matched(session, update(BroadcastRequest).where(named, *is_over).values(request)):
         return
     try:
-        session.execute(insert(BroadcastRequest).values(name=name, **note))
+        session.execute(insert(BroadcastRequest).values(name=name, **request))
     except IntegrityError as error:
         columns = select(BroadcastRequest.fingerprint, BroadcastRequest.broadcast_id)
         earlier = session.execute(columns.where(named)).one()
-        if earlier.fingerprint != note["fingerprint"]:
+        if earlier.fingerprint != request["fingerprint"]:
             raise IdempotencyKeyException from error
         raise RepeatedBroadcastException(earlier.broadcast_id) from error
 
 
-def _replace_note(session: Session, fingerprint: str, note: Mapping[str, Any]) -> None:
-    """Let a message's note name the newest broadcast that was asked for on purpose, whatever it named before.
+def _replace_request(session: Session, fingerprint: str, request: Mapping[str, Any]) -> None:
+    """Let the request of a message name the newest broadcast that was asked for on purpose, whatever it named before.
 
     Of more than two at once, some have to be tried again.
     """
-    replace_it = update(BroadcastRequest).where(BroadcastRequest.name == fingerprint).values(note)
+    replace_it = update(BroadcastRequest).where(BroadcastRequest.name == fingerprint).values(request)
     if not rows_matched(session, replace_it):
         try:
-            session.execute(insert(BroadcastRequest).values(name=fingerprint, **note))
+            session.execute(insert(BroadcastRequest).values(name=fingerprint, **request))
         except IntegrityError:  # somebody else has just inserted it
             rows_matched(session, replace_it)
 
 
 def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
-    """Raise RepeatedBroadcastException if a broadcast of the same has not ended; a note names the newest only."""
+    """Raise RepeatedBroadcastException if a broadcast of the same message to the same audience has not ended.
+
+    A request names the newest broadcast of its message only, and an older one may still be on its way.
+    """
     whole = select(Broadcast).options(undefer(Broadcast.contents), undefer(Broadcast.html))
     for other in session.scalars(whole.where(Broadcast.finished_at.is_(None)).order_by(Broadcast.id)):
         whom = Audience(parse_range(other.versions) if other.versions else None, other.include_unknown)
@@ -233,12 +251,10 @@ def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
             raise RepeatedBroadcastException(other.id)
 
 
-def take_up(session: Session, now: datetime) -> list[Work]:
-    """Let those broadcasts go on whose rest is over, and return what there is to do: the urgent first, then the oldest.
+def find_work(session: Session, now: datetime) -> list[Work]:
+    """End the holds that are over, and return what senders have to do: urgent broadcasts first, then the oldest.
 
-    What the mail service held up for the same reason goes on together: if it was a quota, what is free of it by then is
-    for the urgent ones. A time to go on that is too far away is what a wrong clock has left. One that is paused is
-    filled all the same, because its audience is that of its start.
+    A paused broadcast is among it until its ledger is filled, because its audience is that of its start.
     """
     filled = (Broadcast.filled_to >= Broadcast.audience_end).label("filled")
     rows = session.execute(
@@ -246,11 +262,7 @@ def take_up(session: Session, now: datetime) -> list[Work]:
         .where(or_(Broadcast.status.in_([_S.SENDING, _S.PAUSED]), _is_being_cancelled()))
         .order_by(Broadcast.urgent.desc(), Broadcast.id)
     ).all()
-    held = [row for row in rows if row.resume_at is not None]
-    over = {row.reason for row in held if not now < row.resume_at <= now + 2 * HOLD}
-    resumed = {row.id: row.resume_at for row in held if row.reason in over}
-    for broadcast_id, resume_at in resumed.items():
-        _move(session, broadcast_id, _S.SENDING, Broadcast.resume_at == resume_at, reason=None, resume_at=None)
+    resumed = _end_holds(session, rows, now)
     work = [Work(row.id, _S.SENDING if row.id in resumed else row.status, bool(row.filled)) for row in rows]
     return [one for one in work if one.status is not _S.PAUSED or not one.filled]
 

@@ -123,21 +123,11 @@ def send(
     if is_asked:
         click.echo(terminal.forecast(_forecast(whom), message.subject))
         click.confirm("Send it?", abort=True)
-    begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend)
     try:
-        broadcast_id = commit_step(begin)
+        _start(message, whom, urgent=urgent, resend=resend)
     except RepeatedBroadcastException as repetition:
-        if urgent:
-            commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
-            log.info("a broadcast was made urgent", extra={"broadcast": repetition.broadcast_id})
-        progress = _progress(repetition.broadcast_id)
-        click.echo(f"{repetition} {terminal.advice_after(progress, resend=resend)}", err=True)
-        click.echo(terminal.details(progress, _now()))
+        _tell_repetition(repetition, urgent=urgent, resend=resend)
         raise click.exceptions.Exit(1) from repetition
-    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
-    _wake()
-    click.echo(f"Broadcast {broadcast_id} has started.")
-    _follow(broadcast_id)
 
 
 @broadcast.command("list")
@@ -225,6 +215,26 @@ def _send_test(message: Message, address: str) -> None:
     trials.send(services.current().mailer(), message, address)
     log.info("a test was sent")
     click.echo("The test was sent. Nobody else got it.")
+
+
+def _start(message: Message, whom: Audience, *, urgent: bool, resend: bool) -> None:
+    """Start a broadcast and show it until its end. Raises RepeatedBroadcastException."""
+    begin = partial(broadcasts.start, message=message, now=_now(), whom=whom, urgent=urgent, resend=resend)
+    broadcast_id = commit_step(begin)
+    log.info("a broadcast has started", extra={"broadcast": broadcast_id})
+    _wake()
+    click.echo(f"Broadcast {broadcast_id} has started.")
+    _follow(broadcast_id)
+
+
+def _tell_repetition(repetition: RepeatedBroadcastException, *, urgent: bool, resend: bool) -> None:
+    """Tell of the broadcast that a request repeats, which an urgent repetition makes urgent."""
+    if urgent:
+        commit_step(partial(broadcasts.hurry, broadcast_id=repetition.broadcast_id))
+        log.info("a broadcast was made urgent", extra={"broadcast": repetition.broadcast_id})
+    progress = _progress(repetition.broadcast_id)
+    click.echo(f"{repetition} {terminal.advice_after(progress, resend=resend)}", err=True)
+    click.echo(terminal.details(progress, _now()))
 
 
 def _forecast(whom: Audience) -> Forecast:

@@ -193,9 +193,9 @@ def _welcome_back(connection: Connection, address: Address, now: datetime) -> No
     confirmations.request(connection, address.key, now)
 
 
-def forget_ip_addresses(session: Session, *, window: Window, before: datetime) -> int:
-    """Forget the IP addresses of registrations created before a time, in one window of ids; return how many."""
+def forget_ip_addresses(session: Session, *, window: Window, before: datetime) -> None:
+    """Forget the IP addresses of registrations created before a time, in one window of ids."""
     forget = update(Registration).where(
         windows.contains(window), Registration.created_at < before, Registration.ip_address.is_not(None)
     )
-    return rows_matched(session, forget.values(ip_address=None))
+    rows_matched(session, forget.values(ip_address=None))

@@ -161,7 +161,7 @@ class Sender:
                 self._clock.set(session)
         now = self._clock.time()
         with self.sessions.begin() as session:
-            self._work = broadcasts.take_up(session, now)
+            self._work = broadcasts.find_work(session, now)
         self._sending = {work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING}
         if not self._work:
             self._message_of.cache_clear()  # a database that was restored gives ids out again

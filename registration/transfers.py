@@ -180,8 +180,8 @@ def lines_of(session: Session, window: Window) -> list[tuple[str, ...]]:
 
 
 def _label(name: str, text: str) -> str:
-    if len(text) > versions.LONGEST_VERSION or not text.isprintable():
-        raise RefusedLineError(f"The {name} is longer than {versions.LONGEST_VERSION} characters or not printable.")
+    if not versions.is_label(text):
+        raise RefusedLineError(f"The {name} is longer than {versions.LONGEST_LABEL} characters or not printable.")
     return text
 
 

@@ -11,8 +11,8 @@ from .errors import InvalidVersionRangeException
 
 MOST_INSTALLATIONS = 100
 """Of one registration; what was seen longest ago is forgotten. Anybody can report any text for any address."""
-LONGEST_VERSION, LONGEST_RANGE = 64, 200
-"""Characters; of a distribution as many as of a version."""
+LONGEST_LABEL, LONGEST_RANGE = 64, 200
+"""Characters of a version or a distribution, as an installation reports it, and of a range of versions."""
 
 _LIMIT, _NUMBERS = 10_000, 4
 _LARGEST_KEY = 2**63 - 1
@@ -36,6 +36,11 @@ class Range:
 
     text: str
     intervals: tuple[Interval, ...]
+
+
+def is_label(text: str) -> bool:
+    """Return whether a text can be what an installation reports as its version or its distribution."""
+    return len(text) <= LONGEST_LABEL and text.isprintable()
 
 
 def sort_key(version: str) -> int | None:

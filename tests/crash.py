@@ -438,7 +438,7 @@ def fill(stage: Scene, *, recipients: int, kills: int) -> dict[str, float]:
 
 def _is_filled(stage: Scene, broadcast_id: int) -> bool:
     with stage.sessions.begin() as session:
-        (work,) = broadcasts.take_up(session, datetime.now(UTC))
+        (work,) = broadcasts.find_work(session, datetime.now(UTC))
         return work.filled
 
 

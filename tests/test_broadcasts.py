@@ -413,7 +413,7 @@ def test_broadcasts_are_worked_on_urgent_ones_first_then_the_oldest_and_ended_on
     ids = [factories.start_broadcast(), factories.start_broadcast()]
     urgent = start(OTHER, urgent=True)
 
-    assert commit(broadcasts.take_up, NOW) == [work_of(urgent), *map(work_of, ids)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(urgent), *map(work_of, ids)]
 
 
 def test_one_that_is_on_its_way_can_be_made_urgent_and_one_that_has_ended_cannot() -> None:
@@ -424,7 +424,7 @@ def test_one_that_is_on_its_way_can_be_made_urgent_and_one_that_has_ended_cannot
     for broadcast_id in (ended, second):
         commit(broadcasts.hurry, broadcast_id)
 
-    assert commit(broadcasts.take_up, NOW) == [work_of(second), work_of(first)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(second), work_of(first)]
     assert [progress(one).urgent for one in (ended, first, second)] == [False, False, True]
     with pytest.raises(UnknownBroadcastException):
         commit(broadcasts.hurry, 4711)
@@ -434,12 +434,12 @@ def test_a_broadcast_that_is_held_up_is_left_alone_until_its_time() -> None:
     broadcast_id = filled(1)
     commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
 
-    assert commit(broadcasts.take_up, NOW) == []
+    assert commit(broadcasts.find_work, NOW) == []
     held = progress(broadcast_id)
     assert (held.status, held.reason) == (BroadcastStatus.PAUSED, "Quota.")
     assert held.resume_at == NOW + broadcasts.HOLD
     factories.put_sender_to_work(NOW + broadcasts.HOLD)
-    (work,) = commit(broadcasts.take_up, NOW + broadcasts.HOLD)
+    (work,) = commit(broadcasts.find_work, NOW + broadcasts.HOLD)
     assert work.broadcast_id == broadcast_id
     resumed = progress(broadcast_id, NOW + broadcasts.HOLD)
     assert (resumed.status, resumed.reason, resumed.resume_at) == (BroadcastStatus.SENDING, None, None)
@@ -454,7 +454,7 @@ def test_those_that_are_held_up_for_the_same_reason_go_on_together_the_urgent_on
     for broadcast_id, reason in ((other, "The message is to blame."), (urgent, "Quota.")):
         commit(broadcasts.hold, broadcast_id, reason=reason, now=later)
 
-    going_on = [work.broadcast_id for work in commit(broadcasts.take_up, NOW + broadcasts.HOLD)]
+    going_on = [work.broadcast_id for work in commit(broadcasts.find_work, NOW + broadcasts.HOLD)]
 
     assert going_on == [urgent, routine]
 
@@ -462,7 +462,7 @@ def test_those_that_are_held_up_for_the_same_reason_go_on_together_the_urgent_on
 def test_a_hold_lasts_though_the_clock_of_who_began_it_is_a_little_ahead() -> None:
     commit(broadcasts.hold, filled(1), reason="Quota.", now=NOW + timedelta(milliseconds=5))
 
-    assert commit(broadcasts.take_up, NOW) == []
+    assert commit(broadcasts.find_work, NOW) == []
 
 
 def test_a_hold_that_began_while_the_one_before_was_ended_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,12 +474,12 @@ def test_a_hold_that_began_while_the_one_before_was_ended_lasts(monkeypatch: pyt
 
     def after_others(*arguments: Any, **named: Any) -> int:
         monkeypatch.setattr(broadcasts, "_move", move)
-        commit(broadcasts.take_up, later)
+        commit(broadcasts.find_work, later)
         commit(broadcasts.hold, broadcast_id, reason="Suspended.", now=later)
         return move(*arguments, **named)
 
     monkeypatch.setattr(broadcasts, "_move", after_others)
-    commit(broadcasts.take_up, later)
+    commit(broadcasts.find_work, later)
 
     assert progress(broadcast_id).reason == "Suspended."
 
@@ -488,7 +488,7 @@ def test_a_time_to_go_on_that_a_wrong_clock_has_left_is_over() -> None:
     broadcast_id = filled(1)
     commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW + timedelta(hours=1))
 
-    assert [work.broadcast_id for work in commit(broadcasts.take_up, NOW)] == [broadcast_id]
+    assert [work.broadcast_id for work in commit(broadcasts.find_work, NOW)] == [broadcast_id]
 
 
 # Steering
@@ -500,12 +500,12 @@ def test_a_paused_broadcast_waits_until_somebody_resumes_it() -> None:
 
     for _ in range(2):
         commit(broadcasts.pause, broadcast_id)
-    assert commit(broadcasts.take_up, NOW + timedelta(days=365)) == []
+    assert commit(broadcasts.find_work, NOW + timedelta(days=365)) == []
     assert progress(broadcast_id).reason == broadcasts.PAUSED_BY_HAND
 
     for _ in range(2):
         commit(broadcasts.resume, broadcast_id)
-    assert commit(broadcasts.take_up, NOW) == [work_of(broadcast_id, filled=True)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(broadcast_id, filled=True)]
     assert progress(broadcast_id).reason is None
 
 
@@ -516,7 +516,7 @@ def test_a_broadcast_that_is_held_up_can_be_paused_and_then_does_not_go_on_by_it
     commit(broadcasts.pause, broadcast_id)
     commit(broadcasts.hold, broadcast_id, reason="Quota.", now=NOW)
 
-    assert commit(broadcasts.take_up, NOW + broadcasts.HOLD) == []
+    assert commit(broadcasts.find_work, NOW + broadcasts.HOLD) == []
     assert progress(broadcast_id).reason == broadcasts.PAUSED_BY_HAND
 
 
@@ -526,13 +526,13 @@ def test_a_cancelled_broadcast_ends_when_what_is_left_is_marked() -> None:
 
     for _ in range(2):
         commit(broadcasts.cancel, broadcast_id)
-    assert commit(broadcasts.take_up, NOW) == [work_of(broadcast_id, BroadcastStatus.CANCELLED, filled=True)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(broadcast_id, BroadcastStatus.CANCELLED, filled=True)]
     assert not commit(broadcasts.finish, broadcast_id, NOW)
     assert commit(broadcasts.cancel_rest, broadcast_id, NOW)
     assert not commit(broadcasts.cancel_rest, broadcast_id, NOW)
     assert commit(broadcasts.finish, broadcast_id, NOW)
 
-    assert commit(broadcasts.take_up, NOW) == []
+    assert commit(broadcasts.find_work, NOW) == []
     end = progress(broadcast_id)
     assert (end.status, end.finished_at) == (BroadcastStatus.CANCELLED, NOW)
     assert (end.recipients, end.sent, end.failed, end.cancelled, end.remaining) == (5, 1, 1, 3, 0)
@@ -632,7 +632,7 @@ def test_a_retry_takes_back_a_cancellation_while_the_ledger_is_being_filled() ->
 
     retry(broadcast_id)
 
-    assert commit(broadcasts.take_up, NOW) == [work_of(broadcast_id)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(broadcast_id)]
 
 
 def test_a_retry_of_a_cancelled_broadcast_that_has_ended_and_that_everybody_has_got_changes_nothing() -> None:
@@ -1186,14 +1186,14 @@ def test_a_paused_broadcast_is_filled_with_who_was_there_at_its_start() -> None:
     broadcast_id = factories.start_broadcast()
     commit(broadcasts.pause, broadcast_id)
 
-    assert commit(broadcasts.take_up, NOW) == [work_of(broadcast_id, BroadcastStatus.PAUSED)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(broadcast_id, BroadcastStatus.PAUSED)]
     while commit(ledger.fill, broadcast_id):
         pass
     db.session.execute(update(Registration).where(Registration.email == late).values(status=RegistrationStatus.ACTIVE))
     db.session.commit()
     commit(broadcasts.resume, broadcast_id)
 
-    assert commit(broadcasts.take_up, NOW) == [work_of(broadcast_id, filled=True)]
+    assert commit(broadcasts.find_work, NOW) == [work_of(broadcast_id, filled=True)]
     assert progress(broadcast_id).recipients == 3
 
 
@@ -1215,4 +1215,4 @@ def test_the_end_of_a_cancelled_broadcast_ends_no_other() -> None:
     assert commit(broadcasts.finish, broadcast_id, NOW)
 
     assert progress(other).finished_at is None
-    assert [work.broadcast_id for work in commit(broadcasts.take_up, NOW)] == [other]
+    assert [work.broadcast_id for work in commit(broadcasts.find_work, NOW)] == [other]

@@ -67,7 +67,7 @@ def test_hard_bounces_of_four_in_a_hundred_pause_a_broadcast_until_a_person_resu
         "20 of 500 messages (4.00%) bounced because the address does not exist; Amazon SES reviews the account at 5%. "
         "Find out why with the operator, then resume it, or cancel it."
     )
-    commit(broadcasts.take_up, LATER)
+    commit(broadcasts.find_work, LATER)
     assert row(broadcast_id).status is BroadcastStatus.PAUSED
 
 

@@ -205,16 +205,6 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(content_type: str) -
         Fields(request, unreadable=InvalidEmailException)
 
 
-@pytest.mark.parametrize("value", ["7.0.3 (1)", " 7.0.3 (1)\n", "x" * 64, "", "\u00e9\u2603"])
-def test_an_optional_value_is_trimmed(value: str) -> None:
-    assert read(json={"name": value}).optional_text("name", 64) == value.strip()
-
-
-@pytest.mark.parametrize("value", ["x" * 65, "a\nb", "a\x00b", "a\u202eb", "a\ufffdb", chr(0xD800), 5, None, ["x"]])
-def test_an_optional_value_that_is_too_long_or_unprintable_or_no_text_is_none(value: object) -> None:
-    assert read(json={"name": value}).optional_text("name", 64) is None
-
-
 @pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=b", "application/json"])
 def test_a_body_that_was_cut_off_is_refused(content_type: str) -> None:
     environ = EnvironBuilder(method="POST", data=b"name=te", content_type=content_type).get_environ()

@@ -189,11 +189,8 @@ def test_ip_addresses_are_forgotten_after_their_time_and_not_before() -> None:
     factories.register(2, created_at=NOW - timedelta(days=91), ip_address="192.0.2.1")
     factories.register(1, created_at=NOW, ip_address="2001:db8::1")
 
-    forgotten = sum(
-        registrations.forget_ip_addresses(db.session, window=window, before=NOW - timedelta(days=90))
-        for window in windows.split(db.session(), 2)
-    )
+    for window in list(windows.split(db.session(), 2)):
+        registrations.forget_ip_addresses(db.session(), window=window, before=NOW - timedelta(days=90))
     db.session.commit()
 
-    assert forgotten == 2
     assert db.session.execute(select(Registration.ip_address)).scalars().all() == [None, None, "2001:db8::1"]

@@ -1237,7 +1237,7 @@ def test_the_loop_outlives_any_failure(
     factories.register(1)
     factories.start_broadcast()
     monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
-    failing.at_first(monkeypatch, broadcasts, "take_up", error)
+    failing.at_first(monkeypatch, broadcasts, "find_work", error)
     with running(scripted):
         until(lambda: mailer.sent)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registration.errors import InvalidVersionRangeException
-from registration.versions import LONGEST_RANGE, Range, parse_range, sort_key
+from registration.versions import LONGEST_RANGE, Range, is_label, parse_range, sort_key
 
 NUMBERS = st.tuples(*[st.integers(0, 9999)] * 4)
 LARGEST_KEY = 2**63 - 1
@@ -232,3 +232,13 @@ def test_any_text_is_a_range_or_refused(text: str) -> None:
     written = range_or_none(text)
 
     assert written is None or written.intervals
+
+
+@pytest.mark.parametrize("text", ["7.0.3 (1)", "x" * 64, "", "\u00e9\u2603"])
+def test_what_is_short_and_printable_is_a_label(text: str) -> None:
+    assert is_label(text)
+
+
+@pytest.mark.parametrize("text", ["x" * 65, "a\nb", "a\x00b", "a\u202eb"])
+def test_what_is_long_or_unprintable_is_no_label(text: str) -> None:
+    assert not is_label(text)

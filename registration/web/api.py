@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from flask import Blueprint, current_app, request
@@ -55,8 +56,13 @@ def _installation(fields: Fields) -> InstallationReport | None:
     names = [name for name in ("version", "distribution") if name in fields]
     if not names:
         return None
-    texts = {name: fields.optional_text(name, versions.LONGEST_VERSION) for name in names}
-    for name, text in texts.items():
-        if text is None:
-            log.warning("a field was ignored: too long or not printable", extra={"field": name})
-    return InstallationReport(**{name: text for name, text in texts.items() if text is not None})
+    return InstallationReport(**{name: _label(fields, name) for name in names})
+
+
+def _label(fields: Fields, name: str) -> str:
+    """Return the label in a field; empty for anything else, because an address counts without one too."""
+    with suppress(InvalidEmailException):
+        if versions.is_label(text := fields.text(name).strip()):
+            return text
+    log.warning("a field was ignored: too long or not printable", extra={"field": name})
+    return ""

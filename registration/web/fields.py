@@ -65,14 +65,6 @@ class Fields:
             raise InvalidEmailException(f"An e-mail address is needed, in the field `{name}`.")
         return addresses.normalise(text)
 
-    def optional_text(self, name: str, longest: int) -> str | None:
-        """Return a printable value of limited length, trimmed; None when it is anything else."""
-        try:
-            value = self.text(name).strip()
-        except self.unreadable:
-            return None
-        return value if len(value) <= longest and value.isprintable() else None
-
     def flag(self, name: str) -> bool:
         """Return a value that is true or false; false when it is missing."""
         value = self._values.get(name, False)
