@@ -10,7 +10,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -32,11 +30,11 @@ from registration.models import DeliveryStatus
 from registration.sender import Sender
 from registration.tokens import Tokens
 from tests import factories, mariadb
+from tests.running import running
 from tests.waiting import until
 
-from . import report
+from . import report, servers
 
-ROOT = Path(__file__).parent.parent
 ROUNDS = 9
 """Many short rounds rather than a few long ones: whatever else the machine does then hits both alike."""
 PLAIN_MESSAGES, ENGINE_MESSAGES = 500, 10_000
@@ -94,7 +92,9 @@ def run(server: mariadb.Server) -> None:
 def ses() -> Iterator[str]:
     """Run the stand-in as a process of its own."""
     command = [sys.executable, "-m", "benchmarks.ses"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=servers.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
         process.communicate()
@@ -102,17 +102,7 @@ def ses() -> Iterator[str]:
 
 def prepare(server: mariadb.Server, name: str, registrations: int) -> sessionmaker[Session]:
     """Create a database with registrations and return sessions on it."""
-    url = server.create_database(name)
-    rows = (
-        "INSERT INTO registration (product_id, email, email_key, status, created_at)"
-        " SELECT UNHEX(MD5(seq)), CONCAT('clinic-', seq, '@example.org'), CONCAT('clinic-', seq, '@example.org'),"
-        f" 'active', UTC_TIMESTAMP(6) FROM seq_1_to_{registrations};"
-    )
-    subprocess.run(
-        ["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=root", name],
-        input=((ROOT / "schema.sql").read_text().partition("\n")[2] + rows).encode(),
-        check=True,
-    )
+    url = servers.create_database(server, name, registrations)
     return sessionmaker(create_engine(**engine_options(url, pool_size=50, careful=False)))
 
 
@@ -150,7 +140,7 @@ def send_with_engine(mailer: SesMailer, sessions: sessionmaker[Session]) -> None
 
 def send(mailer: SesMailer, sessions: sessionmaker[Session], broadcast_id: int) -> int:
     """Send a broadcast that has started, as the service does it; return how many messages were sent."""
-    with sender_thread(sender := Sender(sessions, mailer, math.inf, timedelta(days=90), TOKENS)):
+    with running(sender := Sender(sessions, mailer, math.inf, timedelta(days=90), TOKENS)):
         until(lambda: sender.has_work)
         until(lambda: not sender.has_work, math.inf)
     with sessions.begin() as session:
@@ -158,18 +148,6 @@ def send(mailer: SesMailer, sessions: sessionmaker[Session], broadcast_id: int) 
     if counts[DeliveryStatus.SENT] != sum(counts.values()):
         raise AssertionError(f"Not everybody was sent to: {counts}")
     return counts[DeliveryStatus.SENT]
-
-
-@contextmanager
-def sender_thread(sender: Sender) -> Iterator[None]:
-    """Run a sender until the block ends."""
-    thread = threading.Thread(target=sender.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        sender.stop()
-        thread.join()
 
 
 def _measure(work: Callable[[], None], number: int) -> Cost:

@@ -103,13 +103,8 @@ def _report_figures(sessions: sessionmaker[Session]) -> None:
 @contextmanager
 def _database(server: mariadb.Server, name: str, deliveries: int) -> Iterator[sessionmaker[Session]]:
     """Give sessions on a database with one broadcast of which every message was accepted."""
-    url = servers.create_database(server, name)
+    url = servers.create_database(server, name, deliveries)
     with server.connect(name) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO registration (product_id, email, email_key, status, created_at)"
-            " SELECT UNHEX(MD5(seq)), CONCAT('clinic-', seq, '@example.org'), CONCAT('clinic-', seq, '@example.org'),"
-            f" 'active', UTC_TIMESTAMP(6) FROM seq_1_to_{deliveries}"
-        )
         cursor.execute(
             "INSERT INTO broadcast (id, title, contents, status, recipients, audience_end, filled_to, created_at,"
             f" urgent, include_unknown) VALUES (1, 'Update', 'Now.', 'sending', {deliveries}, {deliveries},"

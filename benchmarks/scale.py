@@ -20,7 +20,7 @@ from registration import broadcasts, ledger
 from registration.db import engine_options
 from tests import mariadb
 
-from . import engine, report
+from . import engine, report, servers
 
 SIZES = (10_000, 1_000_000)
 MOST_MEMORY = 150
@@ -34,7 +34,7 @@ def run(server: mariadb.Server) -> None:
         for size in SIZES:
             engine.prepare(server, "scale", size)
             command = [sys.executable, "-m", "benchmarks.scale", server.url("scale"), url]
-            done = subprocess.run(command, cwd=engine.ROOT, check=True, stdout=subprocess.PIPE)
+            done = subprocess.run(command, cwd=servers.ROOT, check=True, stdout=subprocess.PIPE)
             seen[size] = json.loads(done.stdout)
     report.table(
         "The engine by the number of recipients",

@@ -72,13 +72,20 @@ def service(database_url: str) -> Iterator[int]:
         yield port
 
 
-def create_database(server: mariadb.Server, name: str) -> str:
-    """Create a database from schema.sql and return its URL."""
+def create_database(server: mariadb.Server, name: str, registrations: int = 0) -> str:
+    """Create a database from schema.sql, with active registrations of three days ago, and return its URL."""
     url = server.create_database(name)
     _, schema = (ROOT / "schema.sql").read_text().split("\n", maxsplit=1)
+    rows = (
+        "INSERT INTO registration (product_id, email, email_key, status, created_at)"
+        " SELECT UNHEX(MD5(seq)), CONCAT('clinic-', seq, '@example.org'), CONCAT('clinic-', seq, '@example.org'),"
+        f" 'active', UTC_TIMESTAMP(6) - INTERVAL 3 DAY FROM seq_1_to_{registrations}"
+    )
     with server.connect(name) as connection, connection.cursor() as cursor:
         for statement in filter(str.strip, schema.split(";\n")):
             cursor.execute(statement)
+        if registrations:
+            cursor.execute(rows)
     return url
 
 

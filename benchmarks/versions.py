@@ -39,8 +39,8 @@ NARROW = Audience(parse_range(">=6.0.0,<7.0.2"), include_unknown=False)
 
 def run(server: mariadb.Server) -> None:
     """Fill ledgers in turn, print medians, the longest transaction and the ratio; then the single statements."""
-    url = servers.create_database(server, "versions")
-    _store(server)
+    url = servers.create_database(server, "versions", REGISTRATIONS)
+    _store_installations(server)
     engine = create_engine(**engine_options(url, pool_size=4, careful=False))
     audiences = {"everybody": EVERYBODY, "a wide range": RANGED, "a narrow range, known only": NARROW}
     fills: dict[str, list[tuple[int, list[float]]]] = {name: [] for name in audiences}
@@ -73,14 +73,9 @@ def run(server: mariadb.Server) -> None:
     engine.dispose()
 
 
-def _store(server: mariadb.Server) -> None:
-    """Store the registrations, and one and a half times as many installations."""
+def _store_installations(server: mariadb.Server) -> None:
+    """Store one and a half times as many installations as there are registrations."""
     with server.connect("versions") as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO registration (product_id, email, email_key, status, created_at)"
-            " SELECT UNHEX(MD5(seq)), CONCAT('clinic-', seq, '@example.org'), CONCAT('clinic-', seq, '@example.org'),"
-            f" 'active', UTC_TIMESTAMP(6) - INTERVAL 3 DAY FROM seq_1_to_{REGISTRATIONS}"
-        )
         # Nine in ten have an installation, six in ten a second one.
         for distribution, condition in (("", "MOD(id, 10) > 0"), ("docker", "MOD(id, 10) > 3")):
             dice = f"1 + MOD(CRC32(CONCAT(id, '{distribution}')), {len(VERSIONS)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -19,7 +20,7 @@ from registration.db import Base, db
 from registration.models import Pace, RegistrationCount
 from registration.sender import Sender
 
-from . import mariadb
+from . import mariadb, redis_server
 from .inbox import Inbox
 
 PIN = "correct horse battery staple"
@@ -28,14 +29,14 @@ HEADERS = {"Authorization": f"Bearer {PIN}"}
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[mariadb.Server]:
-    """A private MariaDB server. Missing, it fails in CI and is skipped elsewhere."""
-    if mariadb.is_installed():
-        with mariadb.running() as server:
-            yield server
-    elif os.environ.get("CI") == "true":
-        pytest.fail(mariadb.MISSING)
-    else:
-        pytest.skip(mariadb.MISSING)
+    """A private MariaDB server."""
+    yield from private(mariadb)
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """The URL of a private Redis server."""
+    yield from private(redis_server)
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +124,17 @@ def sessions(application: Flask) -> sessionmaker:
 def sender(application: Flask) -> Sender:
     """What sends the application's broadcasts, step by step."""
     return create_sender(application)
+
+
+def private(program: Any) -> Iterator[Any]:
+    """Run a private server of `mariadb` or `redis_server`. Missing, it fails in CI and is skipped elsewhere."""
+    if program.is_installed():
+        with program.running() as server:
+            yield server
+    elif os.environ.get("CI") == "true":
+        pytest.fail(program.MISSING)
+    else:
+        pytest.skip(program.MISSING)
 
 
 def migrated(url: str) -> str:

@@ -7,9 +7,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +20,6 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import undefer
 from werkzeug.test import TestResponse
 
-from registration import create_sender
 from registration.db import db
 from registration.mailers import Outcome, Recipient, Verdict
 from registration.messages import LONGEST_CONTENTS, LONGEST_TITLE, Message
@@ -30,6 +27,7 @@ from registration.models import Broadcast, BroadcastStatus, Installation, Regist
 
 from . import factories
 from .conftest import HEADERS, PIN, empty
+from .running import sending
 
 REGISTRATION = "/api/registration"
 UNIQUE = "/api/registration/unique"
@@ -102,20 +100,6 @@ def build(
         return application
 
     return build
-
-
-@contextmanager
-def sending(application: Flask, mailer: Any = None) -> Iterator[None]:
-    """Let a sender work in a thread of its own."""
-    sender = create_sender(application)
-    sender = replace(sender, mailer=mailer or sender.mailer)
-    thread = threading.Thread(target=sender.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        sender.stop()
-        thread.join()
 
 
 def race(application: Flask, fields: dict[str, str]) -> list[TestResponse]:

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
@@ -39,6 +38,7 @@ from registration.sender import Sender
 from . import factories, failing, ledgers, ses_events
 from .conftest import HEADERS
 from .inbox import Inbox
+from .running import running
 from .waiting import until
 
 Run = Callable[..., Result]
@@ -64,18 +64,6 @@ def notice(tmp_path: Path) -> Path:
     file = tmp_path / "notice.txt"
     file.write_text("There is a hole.\n")
     return file
-
-
-@contextmanager
-def working(sender: Sender) -> Iterator[None]:
-    """Let a sender work meanwhile."""
-    thread = threading.Thread(target=sender.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        sender.stop()
-        thread.join()
 
 
 @pytest.fixture
@@ -116,7 +104,7 @@ def test_send_sends_to_everybody_and_shows_the_end(
 ) -> None:
     register(application, 3)
 
-    with working(sender):
+    with running(sender):
         result = run("send", "--title", "Update now", notice, "--yes")
 
     assert result.exit_code == 0
@@ -133,7 +121,7 @@ def test_send_takes_html_from_a_file(
     html = tmp_path / "notice.html"
     html.write_text("<p>Own page</p>")
 
-    with working(sender):
+    with running(sender):
         result = run("send", "--title", "Update now", "--html", str(html), notice, "--yes")
 
     assert result.exit_code == 0
@@ -162,7 +150,7 @@ def test_send_admits_that_the_rate_is_not_known_yet(application: Flask, run: Run
 def test_send_takes_its_text_from_standard_input(application: Flask, sender: Sender, run: Run, tmp_path: Path) -> None:
     register(application, 1)
 
-    with working(sender):
+    with running(sender):
         result = run("send", "--title", "Update now", "--yes", input="Grüße aus dem Rohr.\n".encode())
 
     assert result.exit_code == 0
@@ -180,7 +168,7 @@ def test_a_repetition_shows_the_first_and_is_sent_to_nobody(
     application: Flask, sender: Sender, run: Run, notice: Path, tmp_path: Path
 ) -> None:
     register(application, 1)
-    with working(sender):
+    with running(sender):
         run("send", "--title", "Update now", notice, "--yes")
         repeated = run("send", "--title", "Update now", notice, "--yes")
         again = run("send", "--title", "Update now", notice, "--yes", "--resend")
@@ -359,7 +347,7 @@ def test_pause_resume_cancel_and_retry_steer_a_broadcast(application: Flask, sen
     assert run("cancel", broadcast_id, input="n\n").exit_code == 1
     assert status_of(application, broadcast_id) is BroadcastStatus.SENDING
     assert f"Broadcast {broadcast_id} is cancelled." in run("cancel", broadcast_id, "--yes").output
-    with working(sender):
+    with running(sender):
         followed = run("show", broadcast_id, "--follow")
         assert followed.exit_code == 1
         assert "cancelled     2" in followed.output
@@ -421,7 +409,7 @@ def test_a_broadcast_that_is_held_up_says_why_and_is_followed_until_it_has_ended
     mailer = HeldMailer()
     when_said("It tries again at", lambda: setattr(mailer, "open", True))
 
-    with working(replace(sender, mailer=mailer)):
+    with running(replace(sender, mailer=mailer)):
         result = run("send", "--title", "Update now", notice, "--yes")
 
     assert result.exit_code == 0
@@ -433,7 +421,7 @@ def test_a_start_that_gave_way_to_another_is_tried_again(
 ) -> None:
     register(application, 1)
     left = failing.at_first(monkeypatch, broadcasts, "start", failing.deadlock())
-    with working(sender):
+    with running(sender):
         result = run("send", "--title", "Update now", notice, "--yes")
 
     assert (result.exit_code, left) == (0, [])
@@ -577,7 +565,7 @@ def test_send_sends_a_test_to_one_address_only(
 def test_send_shows_its_versions(application: Flask, sender: Sender, run: Run, notice: Path) -> None:
     register(application, 1)
 
-    with working(sender):
+    with running(sender):
         result = run("send", "--title", "x", "--versions", "<7.0.3.1", notice, "--yes")
 
     assert re.search(r"versions +<7\.0\.3\.1\n", result.output)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -19,18 +18,6 @@ from . import redis_server
 from .mariadb import free_port
 
 REGISTRATION = "/api/registration"
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    """A private Redis server. Missing, it fails in CI and is skipped elsewhere."""
-    if redis_server.is_installed():
-        with redis_server.running() as url:
-            yield url
-    elif os.environ.get("CI") == "true":
-        pytest.fail(redis_server.MISSING)
-    else:
-        pytest.skip(redis_server.MISSING)
 
 
 def admitted(counter: Limits, number: int, ip_address: str | None = "192.0.2.1") -> int:

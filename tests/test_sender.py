@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -41,6 +40,7 @@ from registration.sender import Call, Sender
 
 from . import factories, failing, ledgers
 from .ledgers import commit
+from .running import running
 from .stepping import step, work
 from .waiting import until
 
@@ -82,19 +82,6 @@ def mailer() -> ScriptedMailer:
 @pytest.fixture
 def scripted(sender: Sender, mailer: ScriptedMailer) -> Sender:
     return replace(sender, mailer=mailer)
-
-
-@contextmanager
-def running(sender: Sender) -> Iterator[None]:
-    """Run a sender in a thread of its own until the block ends, and see it end."""
-    thread = threading.Thread(target=sender.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        sender.stop()
-        thread.join(60)
-    assert not thread.is_alive()
 
 
 def progress(broadcast_id: int) -> Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from moto.server import ThreadedMotoServer
 import config
 from registration import services, tasks
 
-from . import conftest, crash, factories, mariadb, redis_server
+from . import conftest, crash, factories, mariadb
 from .crash import Scene
 from .sender_process import Orders
 from .waiting import until
@@ -27,18 +26,6 @@ pytestmark = pytest.mark.timeout(180)
 
 ORDERS = Orders(lease=10.0, batch_seconds=0.05)
 """Few recipients a call, so that a worker can be killed between two calls."""
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    """A private Redis server. Missing, it fails in CI and is skipped elsewhere."""
-    if redis_server.is_installed():
-        with redis_server.running() as url:
-            yield url
-    elif os.environ.get("CI") == "true":
-        pytest.fail(redis_server.MISSING)
-    else:
-        pytest.skip(redis_server.MISSING)
 
 
 @pytest.fixture(scope="module")
