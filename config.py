@@ -27,8 +27,8 @@ SHORTEST_PIN = 8
 WEB_THREADS = 12
 """Threads of one gunicorn worker."""
 WEB_CONNECTIONS = 8
-"""Connections in each of its two larger pools: fewer, because registrations share the one of the third and a broadcast
-that waits has none."""
+"""Connections in each of the two larger of its three pools, see `registration/db.py`. Fewer than threads: registrations
+share the one connection of the third pool, and a broadcast request that waits for its end holds none."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _HOST_AND_PORT = re.compile(r"([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)

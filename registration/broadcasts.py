@@ -58,8 +58,8 @@ _ENDED = select(Broadcast.id).where(Broadcast.finished_at.is_not(None))
 class Progress:
     """How far a broadcast has come.
 
-    `recipients` is what was promised at the start, and who became active before the ledger was filled; who was lost by
-    then counts as `skipped`.
+    `recipients` is the audience at the start, and who of those registered then became active until the ledger was
+    filled; who left the audience in between is in no ledger and counts as `skipped`.
     `remaining` counts those that are queued, being sent or not yet in the ledger; `rate` is messages a second lately;
     `expected_end` heeds the broadcasts that go first, and is None unless it is sending or goes on by itself.
     """
@@ -332,10 +332,10 @@ def cancel_rest(session: Session, broadcast_id: int, now: datetime) -> bool:
 def retry(session: Session, broadcast_id: int, before: datetime, *, begun: bool = False) -> bool:
     """Send again to the next chunk of those who failed or were cancelled before a time; return whether there was any.
 
-    To be repeated with the same time, each time in a transaction of its own, until there is none. Without the time,
-    those who fail again at once would be sent to for ever. A broadcast that is still being cancelled goes on even if
-    nobody was marked yet: who is queued stays queued. `begun` is for all but the first time: who cancels the broadcast
-    in between has the say. Raises UnknownBroadcastException.
+    Call it with the same `before`, each time in a transaction of its own, until it returns False. Who fails again later
+    than `before` is not queued again, so that this comes to an end. `begun` is True at all calls but the first: those
+    stop when somebody has cancelled the broadcast in between. The first takes back a cancellation that senders are
+    still carrying out, and leaves queued who is queued. Raises UnknownBroadcastException.
     """
     if _lock_row(session, broadcast_id) is _S.CANCELLED and begun:
         return False

@@ -52,9 +52,9 @@ def are_scarce(session: Session) -> bool:
 
 
 def find(session: Session, *, now: float, ahead: float = 0.0) -> tuple[BulkTurn, float] | None:
-    """Return the turn that can be taken within some seconds ahead, and the seconds until then; None without one.
+    """Return the turn that is free within `ahead` seconds, and the seconds until then; None if there is none.
 
-    Nobody else is told of it until the commit.
+    Until the commit the row is locked, so that no other sender finds the same turn.
     """
     columns = select(Pace.bulk_free_at, Pace.bulk_probe_at)
     found = _find(*session.execute(columns).one(), now, ahead)

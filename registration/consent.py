@@ -97,10 +97,11 @@ def erase(session: Session, who: Who, *, tokens: Tokens, now: datetime) -> bool:
 
 
 def take_off(session: Session, keys: Collection[str], status: RegistrationStatus) -> int:
-    """Mail some addresses no more, for the reason that a status names, unless a weightier one stands; return how many.
+    """Give some addresses one of the statuses of OFF, unless they have a weightier one; return how many got it.
 
-    Weightier is what asks for more before the address is mailed to again. A confirmation mail from before confirms
-    nothing any more, and one that is due is not sent.
+    A status is weightier if more is needed before the address gets mail again: registering anew after a bounce, a
+    confirmation after a complaint. A confirmation mail from before confirms nothing any more, and one that is due is
+    not sent.
     """
     those = Registration.email_key.in_(keys), Registration.status.in_(OFF[status])
     confirmations.drop(session, *those)

@@ -55,10 +55,10 @@ STATEMENT_SECONDS = 10
 QUICK_SECONDS = 4
 """What a statement about a few rows may take while somebody waits for it. Longer than it waits for a lock."""
 SLOW_SECONDS = 0.5
-"""A connection that fails later was waited for: the database hangs."""
+"""A failure that took longer than this was waited for: the database hangs. A quicker one is a refusal."""
 LOCK_SECONDS = 3
 RENEW_SECONDS = 300
-"""How old a connection may be when it is used: for so long one that only reads stays at a server that was replaced."""
+"""How old a connection may be when it is used. One that only reads does not notice that its server was replaced."""
 TRIES = 3
 _FAULTS = {BAD_FIELD_ERROR, NO_DEFAULT_FOR_FIELD, TRUNCATED_WRONG_VALUE}
 
@@ -222,9 +222,9 @@ def _was_dead(error: DBAPIError, begun: float) -> bool:
 
 
 def rows_matched(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:
-    """Execute an UPDATE or DELETE and return how many rows it was about.
+    """Execute an UPDATE or DELETE and return how many rows its WHERE matched, changed or not.
 
-    Objects that the session has loaded do not see it.
+    Objects that the session has loaded keep their old values.
     """
     unseen = {"synchronize_session": False}
     return cast("CursorResult[Any]", session.execute(statement, parameters, execution_options=unseen)).rowcount

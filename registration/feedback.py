@@ -46,8 +46,8 @@ _AT = re.compile(
 
 _F, _S, _E = Feedback, RegistrationStatus, FeedbackEventStatus
 RANKS = (_F.DELAYED, _F.REJECTED, _F.SOFT_BOUNCE, _F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
-"""Each weighs more than those before it, whatever comes first. A delivery outweighs a soft bounce: what answers that
-somebody is out of office is reported as one."""
+"""Each weighs more than those before it, in whichever order they come. A delivery outweighs a soft bounce, because an
+out-of-office reply to a message that was delivered is reported as a soft bounce."""
 DECISIVE = (_F.DELIVERED, _F.HARD_BOUNCE, _F.COMPLAINED)
 """What ends a row of soft bounces."""
 MAY_BECOME = {
@@ -260,7 +260,10 @@ def _suppress(
 
 
 def _count_soft_bounces(session: Session, decisive: Sequence[_Line], bounced: Sequence[_Line]) -> None:
-    """Count broadcasts that bounced for the moment since the last that did not, in the order of their sending."""
+    """Keep each registration's soft bounces in a row, in the order of the broadcasts; suppress it at MOST_SOFT_BOUNCES.
+
+    `decisive` deliveries end a row, those that `bounced` softly continue it.
+    """
     concerned = {row.registration_id for row in (*decisive, *bounced)}
     rows: dict[int, set[int]] = defaultdict(set)
     known = select(SoftBounce.registration_id, SoftBounce.broadcast_id)

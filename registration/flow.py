@@ -86,7 +86,7 @@ class Flow:
 
     @property
     def lot_seconds(self) -> float:
-        """For how long what is claimed at once lasts."""
+        """How many seconds of sending one claim takes."""
         return max(LOT_SECONDS, LOT_A_CLAIM * self.claim_seconds)
 
     @property
@@ -151,10 +151,10 @@ class Flow:
         self._apart_until = max(self._apart_until, time.monotonic() + seconds)
 
     def departure(self, due_at: float, messages: int, *, latest: float) -> float:
-        """Return when to make a call: at its instant, or as soon after a late one as the granted rate allows.
+        """Return when to make a call: at `due_at`, or as much later as the granted rate asks after a late one.
 
-        In seconds of `time.monotonic`, as `due_at` is. After `latest` it is not made, and the next ones do not wait for
-        it: each that is given back would else make the following later.
+        In seconds of `time.monotonic`. If that is after `latest`, the caller gives the call back, and it delays no
+        other: else each late one would make the next later still.
         """
         spacing = messages * pacing.HEADROOM / self.steady_rate
         with self._turn:

@@ -116,7 +116,7 @@ class Line:
 def fill(session: Session, broadcast_id: int) -> bool:
     """Write the next chunk of the ledger, unless another sender is at it; return whether this call wrote one.
 
-    A chunk is a few thousand registrations, however far their ids are apart: each that was refused has used one up.
+    A chunk is REGISTRATIONS_AT_ONCE registrations, not ids: those have gaps, because each refused INSERT used one up.
     Where the next one begins is part of the same transaction, so a crash neither loses nor repeats a recipient.
     """
     unfilled = select(
@@ -151,9 +151,9 @@ def claim(
 
     `lease` is the name of this claim and no other, 32 ASCII characters, such as `uuid4().hex`.
 
-    Who was in a call that went unanswered is claimed alone: if one recipient was the cause, the others would go
-    unanswered with that one until their attempts are used up. Whoever is no longer active becomes `skipped` here, at
-    the last moment before the call. `tried_at_most` leaves those aside for whom more calls went unanswered.
+    A delivery that had an unanswered call is claimed alone: if its recipient was the cause, all claimed with it would
+    go unanswered again, until their attempts are used up. Whoever is no longer active becomes `skipped` here, at the
+    last moment before the call. With `tried_at_most`, none is claimed that had more unanswered calls.
     """
     queued = _select(broadcast_id, _S.QUEUED, Delivery.id, Delivery.attempts).order_by(Delivery.id).limit(limit)
     if tried_at_most is not None:
@@ -258,8 +258,9 @@ def release(session: Session, batch: Batch) -> None:
 def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
     """Queue deliveries again whose lease has run out; return whether there were any.
 
-    Nobody is lost, at the risk of a second copy: SES has no idempotency token. Where the sender died and left its
-    lease, the attempt does not count: senders that keep dying would else use up everybody's attempts.
+    Nobody is lost, at the risk of a second copy: SES has no idempotency token. A delivery that still has the name of
+    its claim was left by a sender that died before it wrote an outcome; that attempt does not count, because senders
+    that keep dying would else use up everybody's attempts.
     """
     over = Delivery.leased_until < now
     first = _select(broadcast_id, _S.SENDING, Delivery.id, Delivery.attempts, Delivery.lease).where(over)
@@ -279,10 +280,10 @@ def expire(session: Session, broadcast_id: int, now: datetime) -> bool:
 
 
 def has_unanswered(session: Session, broadcast_id: int, now: datetime) -> bool:
-    """Return whether the mail service gave no answer for some deliveries that are still to be settled, or gives none.
+    """Return whether an unsettled delivery had a call without an answer, or has one that is overdue.
 
-    Attempts that certainly came to nothing are taken off again, so a queued delivery that has any left had a call
-    without an answer. It comes before those that had no call yet, so the head of the queue tells.
+    Calls that certainly came to nothing are taken off `attempts` again, so a queued delivery with any left had an
+    unanswered one. Those come before the ones that had no call yet, so the head of the queue tells.
     """
     is_overdue = Delivery.leased_until < now + LEASE - LONGEST_CALL
     is_unanswered = or_(Delivery.lease.is_(None), Delivery.attempts > 1, is_overdue)
@@ -353,9 +354,10 @@ def lines(
 
 
 def recent_rate(session: Session, broadcast_id: int, now: datetime) -> float:
-    """Return the messages a second of late, judged by the last that were sent before the next in the queue.
+    """Return the messages a second of the last ten seconds.
 
-    In a retry of a few here and there those are old ones, and nothing is known.
+    The newest are those with the highest ids below the head of the queue, because they are sent in that order. In a
+    retry of a few here and there those were sent long ago, and the rate is 0.
     """
     queued = _select(broadcast_id, _S.QUEUED, func.min(Delivery.id))
     before = [] if (following := session.execute(queued).scalar()) is None else [Delivery.id < following]

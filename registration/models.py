@@ -139,7 +139,7 @@ class ConfirmationMail(Base):
 
 
 class Variation(Base):
-    """Which variation of a mailbox's plain address was registered first; the plain address itself has no note."""
+    """The variation of a mailbox's plain address, such as ann+openemr@example.org, that was registered first."""
 
     __tablename__ = "variation"
     __table_args__ = (_TABLE,)
@@ -180,8 +180,8 @@ class Broadcast(Base):
     The audience is the active registrations up to `audience_end`; the ledger holds those up to `filled_to`.
     A paused broadcast goes on by itself at `resume_at`, or waits for a person if that is empty. `versions` limits it
     to installations in that range seen since `seen_since`; `include_unknown` keeps those with an unknown version.
-    Bounces of and complaints about what was accepted up to `circuit_broken_at` do not pause it again. Its
-    texts, which may be large, are read by those who ask for them.
+    Only messages accepted after `circuit_broken_at` count for the next break of the circuit breaker. `contents` and
+    `html` may be large, so they are loaded only where somebody asks for them.
     """
 
     __tablename__ = "broadcast"

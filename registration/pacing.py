@@ -29,9 +29,9 @@ BATCH_SECONDS = 0.025
 REST_SECONDS = 0.04
 """How long everybody rests when the mail service asks to slow down."""
 AGAIN_SECONDS, AT_MOST_EVERY_SECONDS = 2.0, 0.5
-"""A request to slow down that comes so soon after another lowers the rate, and only one in the second of these does."""
+"""A request to slow down within the first of these after another lowers the rate, but only once in the second."""
 OF_LATE_SECONDS = 10.0
-"""How long that counts as the reason why nothing leaves."""
+"""How long a request to slow down is told as the reason why nothing leaves."""
 LOWERED, RECOVERED_A_SECOND, LOWEST = 0.96, 1.05, 0.02
 """The factor of one lowering of the rate, by how much it grows back in a second, and the least that is left of it."""
 WRONG_CLOCK_SECONDS = 1.0

@@ -39,7 +39,7 @@ from .windows import Window
 
 Row = dict[str, Any]
 ALONE_SECONDS = 1.0
-"""How long the rows of a group begin to be tried alone: less than one of them may wait for a lock."""
+"""For how long the rows of a refused group are tried one by one: less than a single one may wait for a lock."""
 _INSERT = insert(Registration)
 _KNOWN_MAILBOXES = union_all(
     erasures.NOTED, select(Variation.mailbox).where(Variation.mailbox.in_(bindparam("mailboxes", expanding=True)))
@@ -104,8 +104,8 @@ class Registrar:
     def _insert(self, rows: Sequence[Row]) -> list[DBAPIError | None]:
         """Insert rows together; when the database refuses that, each is tried alone.
 
-        A connection that is lost again fails them all. Those whose turn does not come within ALONE_SECONDS, because
-        somebody holds what the first ones wait for, get the error of the group: more people wait for this thread.
+        A connection that is lost again fails them all. Rows that are not tried within ALONE_SECONDS, because one before
+        them waits for a lock, get the error of the group: requests that came later wait for this thread.
         """
         try:
             repeatable(self._rows_engine, lambda connection: self._insert_on(connection, rows))
@@ -117,9 +117,9 @@ class Registrar:
         return [None] * len(rows)
 
     def _insert_on(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Insert rows; one whose mailbox was erased, or is known by a variation, waits for its owner.
+        """Insert rows; one whose mailbox was erased, or is known by a variation, becomes `unconfirmed`.
 
-        That is looked up after the insertion: it waits for an erasure that is just setting the address free.
+        Whether it is such a one is looked up after the INSERT, which waits for an erasure of the same address to end.
         """
         with connection.begin():
             connection.execute(_INSERT, rows)

@@ -452,9 +452,9 @@ class Sender:
                 pacing.slow_down(session, now=self._clock.time().timestamp())
 
     def _do_others_get_through(self, *, since: float) -> bool:
-        """Return whether any sender had a message accepted within seconds before an instant: only this one is cut off.
+        """Return whether any sender had a message accepted since ten seconds before an instant of `time.monotonic`.
 
-        What one sender cannot reach holds nobody up then. The instant is in seconds of `time.monotonic`.
+        If so, the mail service is out of reach for this machine only, and that holds no broadcast up.
         """
         begun_at = self._clock.time() - timedelta(seconds=time.monotonic() - since)
         with self.sessions.begin() as session:
@@ -487,7 +487,10 @@ class Sender:
         return refused
 
     def _guard(self, piece_of_work: Callable[[], bool]) -> bool:
-        """Do a piece of work; a failure is logged and waited out. Whoever gives way to others needs no rest."""
+        """Do a piece of work and return what it returned; after a failure, which is logged, rest and return False.
+
+        A transaction that the database chose to give way in a deadlock needs no rest.
+        """
         try:
             return piece_of_work()
         except SQLAlchemyError as error:

@@ -91,9 +91,10 @@ class Trouble:
         return instant < self._resting_until
 
     def _out_of_reach(self, outcomes: Sequence[Outcome], now: float) -> str | None:
-        """Return that nothing got through for a while; a call that may have says nothing of that.
+        """Return the reason once no call has reached the mail service for UNREACHED_SECONDS; None before.
 
-        Nor does a while without calls, as after a pause.
+        A call without an answer may have reached it, and neither begins nor ends that time. A while without calls, as
+        in a pause, begins it anew.
         """
         if not {outcome.verdict for outcome in outcomes} <= _NO_ANSWER:
             self._unreached_since = math.inf
@@ -106,7 +107,7 @@ class Trouble:
         return reason if now - self._unreached_since >= UNREACHED_SECONDS else None
 
     def _all_refused(self, outcomes: Sequence[Outcome]) -> str | None:
-        """Return whether too many have been refused in a row; who is to be tried alone has not been judged yet."""
+        """Return the reason once MOST_REFUSED addresses in a row were refused; APART is no judgement of an address."""
         judged = [outcome.verdict for outcome in outcomes if outcome.verdict is not Verdict.APART]
         self._refused = self._refused + len(judged) if set(judged) == {Verdict.REFUSED} else 0
         return _ALL_REFUSED if self._refused >= MOST_REFUSED else None

@@ -16,8 +16,8 @@ Window = tuple[int, int]
 def split(session: Session, size: int, up_to: int | None = None) -> Iterator[Window]:
     """Yield windows of `size` ids that cover all registrations there are now, or those up to an id.
 
-    Where a window would begin with ids that nobody has, it begins behind them: each request for an address that is
-    known uses one up, and there may be millions of those between two registrations.
+    Each begins at an id that somebody has. Every request for a known address uses an id up, so that there may be
+    millions of unused ones between two registrations.
     """
     if up_to is None:
         up_to = session.execute(select(func.max(Registration.id))).scalar() or 0

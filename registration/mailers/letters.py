@@ -192,9 +192,9 @@ def render(text: str) -> str:
 
 
 def _direct(tokens: Sequence[Token]) -> None:
-    """Let each block run in the direction of its first letter, and what holds several blocks in that of its first.
+    """Give blocks `dir="auto"`, so that each runs in the direction of its first letter.
 
-    HTML does not look for that letter inside what has a direction of its own, so the first block in another has none.
+    The first block inside another gets none: to find the outer one's first letter, HTML skips what has its own `dir`.
     """
     is_first = False
     for token in tokens:
