@@ -103,7 +103,7 @@ def ses() -> Iterator[str]:
 def prepare(server: mariadb.Server, name: str, registrations: int) -> sessionmaker[Session]:
     """Create a database with registrations and return sessions on it."""
     url = servers.create_database(server, name, registrations)
-    return sessionmaker(create_engine(**engine_options(url, pool_size=50, careful=False)))
+    return sessionmaker(create_engine(**engine_options(url, pool_size=50, reset_on_return=False)))
 
 
 def _create_plain_client(url: str) -> Any:

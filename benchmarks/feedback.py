@@ -115,7 +115,7 @@ def _database(server: mariadb.Server, name: str, deliveries: int) -> Iterator[se
             " SELECT seq, 1, id, 'sent', 1, CONCAT('0100-', seq), UTC_TIMESTAMP(6)"
             " FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY id) AS seq FROM registration) AS numbered"
         )
-    engine = create_engine(**engine_options(url, pool_size=RECEIVERS + 1, careful=False))
+    engine = create_engine(**engine_options(url, pool_size=RECEIVERS + 1, reset_on_return=False))
     yield sessionmaker(engine)
     engine.dispose()
 

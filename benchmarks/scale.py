@@ -67,7 +67,7 @@ def run(server: mariadb.Server) -> None:
 def main() -> None:
     """Take the URLs of a database and of SES; send to everybody and print what was seen as JSON."""
     database, ses = sys.argv[1:]
-    sessions = sessionmaker(create_engine(**engine_options(database, pool_size=50, careful=False)))
+    sessions = sessionmaker(create_engine(**engine_options(database, pool_size=50, reset_on_return=False)))
     with sessions.begin() as session:
         message, key = engine.MESSAGE, uuid.uuid4().hex
         broadcast_id = broadcasts.start(session, message, datetime.now(UTC), idempotency_key=key)

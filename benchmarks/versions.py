@@ -41,7 +41,7 @@ def run(server: mariadb.Server) -> None:
     """Fill ledgers in turn, print medians, the longest transaction and the ratio; then the single statements."""
     url = servers.create_database(server, "versions", REGISTRATIONS)
     _store_installations(server)
-    engine = create_engine(**engine_options(url, pool_size=4, careful=False))
+    engine = create_engine(**engine_options(url, pool_size=4, reset_on_return=False))
     audiences = {"everybody": EVERYBODY, "a wide range": RANGED, "a narrow range, known only": NARROW}
     fills: dict[str, list[tuple[int, list[float]]]] = {name: [] for name in audiences}
     for _ in range(ROUNDS):

@@ -80,7 +80,7 @@ def _set_up_database(application: Flask, url: str) -> None:
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(url, pool_size=WEB_CONNECTIONS),
         SQLALCHEMY_BINDS={
             AUTOCOMMIT: engine_options(url, pool_size=WEB_CONNECTIONS, autocommit=True, seconds=QUICK_SECONDS),
-            ROWS: engine_options(url, pool_size=1, careful=False, seconds=QUICK_SECONDS),
+            ROWS: engine_options(url, pool_size=1, reset_on_return=False, seconds=QUICK_SECONDS),
         },
     )
     db.init_app(application)
@@ -163,7 +163,7 @@ def _create_sender_engine(application: Flask) -> Engine:
     """Build an engine with the connections that a sender uses at once, without the web's round trips of caution."""
     with application.app_context():
         url = db.engine.url.render_as_string(hide_password=False)
-    engine = create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, careful=False))
+    engine = create_engine(**engine_options(url, pool_size=MOST_IN_FLIGHT + 2 + RECEIVERS, reset_on_return=False))
     if engine.dialect.name != "sqlite":
         Outage().watch(engine)
     return engine

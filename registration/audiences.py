@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, false, func, or_, select
 from sqlalchemy.orm import Session
@@ -52,6 +53,12 @@ def asked_for(versions: str | None, unknown: str, oldest: timedelta, now: dateti
     if versions is None:
         return EVERYBODY
     return Audience(parse_range(versions), unknown == "include", now - oldest if oldest else None)
+
+
+def stored_in(row: Any) -> Audience:
+    """Return the audience that a row of `Broadcast` was started with."""
+    versions = None if row.versions is None else parse_range(row.versions)
+    return Audience(versions, row.include_unknown, row.seen_since)
 
 
 def contains(whom: Audience, window: Window) -> ColumnElement[bool]:

@@ -21,7 +21,6 @@ from .db import LARGEST_ID, rows_matched
 from .errors import IdempotencyKeyException, RepeatedBroadcastException, UnknownBroadcastException
 from .messages import BYTE_ORDER_MARK, Message
 from .models import Broadcast, BroadcastRequest, BroadcastStatus, DeliveryStatus, Registration, RegistrationStatus
-from .versions import parse_range
 
 HOLD = timedelta(seconds=60)
 """How long a broadcast that the mail service held up rests before it tries again."""
@@ -171,7 +170,7 @@ def forecast(session: Session, now: datetime, *, whom: Audience = EVERYBODY, rat
 
 
 def _insert(session: Session, message: Message, now: datetime, *, whom: Audience, urgent: bool) -> int:
-    end = session.execute(select(func.max(Registration.id))).scalar() or 0
+    end = windows.highest_id(session)
     recipients = audiences.count(session, whom, end)
     broadcast = Broadcast(
         title=message.subject,
@@ -246,8 +245,8 @@ def _refuse_if_under_way(session: Session, fingerprint: str) -> None:
     """
     whole = select(Broadcast).options(undefer(Broadcast.contents), undefer(Broadcast.html))
     for other in session.scalars(whole.where(Broadcast.finished_at.is_(None)).order_by(Broadcast.id)):
-        whom = Audience(parse_range(other.versions) if other.versions else None, other.include_unknown)
-        if _fingerprint(Message(other.title, other.contents, other.html), whom) == fingerprint:
+        message = Message(other.title, other.contents, other.html)
+        if _fingerprint(message, audiences.stored_in(other)) == fingerprint:
             raise RepeatedBroadcastException(other.id)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from . import confirmations, mailers, pacing
 from .confirmations import Confirmation
 from .flow import LOT_SECONDS
-from .mailers import Mailer, Recipient, Verdict
+from .mailers import NO_DELIVERY, Mailer, Recipient, Verdict
 from .tokens import Tokens
 
 REST = timedelta(minutes=1)
@@ -82,7 +82,7 @@ class ConfirmationSender:
 
     def _call(self, confirmation: Confirmation, now: datetime) -> Verdict:
         message = confirmations.compose(self.tokens.confirmation_url(confirmation.product_id, now))
-        recipient = Recipient(0, confirmation.email, confirmation.product_id)
+        recipient = Recipient(NO_DELIVERY, confirmation.email, confirmation.product_id)
         (outcome,) = mailers.send(self.mailer, message, [recipient])
         return outcome.verdict
 

@@ -59,11 +59,6 @@ def count_by_status(session: Session) -> dict[str, int]:
     return {status.value: found.get(status, 0) for status in RegistrationStatus}
 
 
-def highest_id(session: Session) -> int:
-    """Return the highest id of a registration; 0 if there is none."""
-    return session.execute(select(func.max(Registration.id))).scalar() or 0
-
-
 def lock(session: Session) -> None:
     """Let nobody else erase, import, or move the remembered count until the end of the transaction.
 

@@ -231,17 +231,23 @@ def rows_matched(session: Session, statement: Executable, parameters: Mapping[st
 
 
 def engine_options(
-    url: str, *, pool_size: int, autocommit: bool = False, careful: bool = True, seconds: float = STATEMENT_SECONDS
+    url: str,
+    *,
+    pool_size: int,
+    autocommit: bool = False,
+    reset_on_return: bool = True,
+    seconds: float = STATEMENT_SECONDS,
 ) -> dict[str, Any]:
     """Return the options of one engine and its pool of `pool_size` connections; a statement may take so many seconds.
 
     On SQLite, where nothing but a lock takes long, it is always STATEMENT_SECONDS.
-    A connection is rolled back before it is put back; `careful` off saves that round trip, for those who end every
-    transaction themselves. So does `autocommit`. Parameters stay out of error messages, because they hold addresses.
+    Without `reset_on_return` a connection is not rolled back when it goes back into the pool: one round trip less, for
+    those who end every transaction themselves. `autocommit` needs none either. Parameters stay out of error messages,
+    because they hold addresses.
     """
     options: dict[str, Any] = {"url": url, "hide_parameters": True, "pool_size": pool_size}
     options |= {"max_overflow": 0, "pool_timeout": CONNECT_SECONDS, "pool_recycle": RENEW_SECONDS}
-    if autocommit or not careful:
+    if autocommit or not reset_on_return:
         options["pool_reset_on_return"] = None
     if autocommit:
         options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import ledger
 from .db import LARGEST_ID
+from .mailers import NO_DELIVERY
 from .models import Feedback
 
 LONGEST_BODY = 262_144
@@ -138,12 +139,12 @@ def _time(stamp: Any) -> datetime:
 
 
 def _our_tag(tags: Any) -> tuple[int | None, str]:
-    """Return the values of our tags, see `Recipient.tags`; 0, which no delivery has, for one that is not ours."""
+    """Return the values of our tags, see `Recipient.tags`; NO_DELIVERY for one that is not ours."""
     delivery, product = (_first(tags, name) for name in ("delivery", "product"))
     if delivery is None:
         return None, ""
     is_number = delivery.isascii() and delivery.isdecimal() and len(delivery) < 20
-    return (int(delivery) if is_number and int(delivery) <= LARGEST_ID else 0), product or ""
+    return (int(delivery) if is_number and int(delivery) <= LARGEST_ID else NO_DELIVERY), product or ""
 
 
 def _first(tags: Any, name: str) -> str | None:

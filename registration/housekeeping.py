@@ -75,7 +75,7 @@ class Housekeeper:
     def _count(self) -> None:
         """Remember the count up to what was the highest id a while ago."""
         with self._sessions.begin() as session:
-            highest_id = counting.highest_id(session)
+            highest_id = windows.highest_id(session)
         if self._highest_ids and highest_id < self._highest_ids[-1][1]:
             self._highest_ids.clear()  # the database was restored, and gives ids out again
         self._highest_ids.append((time.monotonic(), highest_id))

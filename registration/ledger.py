@@ -32,7 +32,6 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from . import audiences, windows
-from .audiences import Audience
 from .db import UtcDateTime, rows_matched
 from .mailers import Outcome, Recipient, Verdict
 from .models import (
@@ -44,7 +43,6 @@ from .models import (
     Registration,
     RegistrationStatus,
 )
-from .versions import parse_range
 
 LEASE = timedelta(seconds=60)
 """How long a claim holds: longer than a wait for the pace, the slowest call and the writing of its outcome together."""
@@ -136,9 +134,8 @@ def fill(session: Session, broadcast_id: int) -> bool:
     chunk = update(Broadcast).where(Broadcast.id == broadcast_id, Broadcast.filled_to == after)
     if not rows_matched(session, chunk.values(filled_to=up_to)):
         return False
-    versions = None if position.versions is None else parse_range(position.versions)
-    whom = Audience(versions, include_unknown=position.include_unknown, seen_since=position.seen_since)
     columns = [Delivery.broadcast_id, Delivery.registration_id, Delivery.status, Delivery.attempts]
+    whom = audiences.stored_in(position)
     lines = select(literal(broadcast_id), Registration.id, literal(_S.QUEUED.value), literal(0))
     session.execute(insert(Delivery).from_select(columns, lines.where(audiences.contains(whom, (after, up_to)))))
     return True

@@ -265,13 +265,13 @@ class BroadcastRequest(Base):
 
 
 class WrongPin(Base):
-    """One wrong secret pin, remembered for a quarter of an hour; `ip_address` is the network that it came from."""
+    """One wrong secret pin, remembered for a quarter of an hour, and the network that it came from."""
 
     __tablename__ = "wrong_pin"
     __table_args__ = (Index(None, "created_at"), _TABLE)
 
     id: Mapped[int] = mapped_column(LARGE_ID, primary_key=True)
-    ip_address: Mapped[str | None] = mapped_column(ascii_string(45))
+    network: Mapped[str | None] = mapped_column("ip_address", ascii_string(45), key="network")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

@@ -41,7 +41,7 @@ def admit(connection: Connection, given: bytes, expected: bytes, *, ip_address: 
         raise TooManyAttemptsException(retry_after=_wait(connection, network, now))
     if hmac.compare_digest(given, expected):
         return
-    number = connection.execute(insert(WrongPin).values(ip_address=network, created_at=now)).lastrowid
+    number = connection.execute(insert(WrongPin).values(network=network, created_at=now)).lastrowid
     up_to_it = _tally(connection, network, now, WrongPin.id <= number)
     if up_to_it.from_one > MOST_FROM_ONE or up_to_it.altogether > MOST_ALTOGETHER:
         raise TooManyAttemptsException(retry_after=_wait(connection, network, now))
@@ -54,7 +54,7 @@ def forget(session: Session, now: datetime) -> None:
 
 
 def _tally(connection: Connection, network: str, now: datetime, those: ColumnElement[bool]) -> _Tally:
-    from_one = func.coalesce(func.sum(case((WrongPin.ip_address == network, 1), else_=0)), 0)
+    from_one = func.coalesce(func.sum(case((WrongPin.network == network, 1), else_=0)), 0)
     recent = select(from_one, func.count()).where(WrongPin.created_at > now - WINDOW, those)
     found = connection.execute(recent).one()
     return _Tally(int(found[0]), found[1])
@@ -62,7 +62,7 @@ def _tally(connection: Connection, network: str, now: datetime, those: ColumnEle
 
 def _wait(connection: Connection, network: str, now: datetime) -> timedelta:
     """Return how long until the network may try again if nobody gives another wrong pin."""
-    of_one = WrongPin.ip_address == network
+    of_one = WrongPin.network == network
     tenth = _time_of(connection, of_one, MOST_FROM_ONE, now)
     hundredth = _time_of(connection, true(), MOST_ALTOGETHER, now)
     last = _time_of(connection, of_one, 1, now)

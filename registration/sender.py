@@ -48,7 +48,7 @@ GRACE_SECONDS = 15.0
 
 Another sender may still be about to write the outcomes of those calls down.
 """
-LATE_SECONDS, LATE_BESIDE_SECONDS = 0.5, 0.1
+LATE_SECONDS, LATE_SCARCE_SECONDS = 0.5, 0.1
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. Scarce bulk
 calls have less time, so that a late one does not run into the next."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
@@ -71,8 +71,8 @@ class Call:
     bulk_turn: BulkTurn | None = None
 
     @property
-    def is_beside(self) -> bool:
-        """Whether it is one of the few bulk calls where they are scarce, which leave beside the pace of the others."""
+    def is_scarce(self) -> bool:
+        """Whether it is one of the scarce bulk calls: those have turns of their own, and do not wait for the pace."""
         return self.bulk_turn is not None
 
 
@@ -98,7 +98,7 @@ class Sender:
         self._flow = Flow()
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
-        self._calls_beside: queue.Queue[Call] = queue.Queue()
+        self._scarce_calls: queue.Queue[Call] = queue.Queue()
         self._troubles = Troubles()
         self._clock = Clock(lambda: self.now())  # noqa: PLW0108  `now` may be replaced
         self._expire_from = time.monotonic() + GRACE_SECONDS
@@ -182,9 +182,9 @@ class Sender:
         Return whether claims have begun: the first call then leaves sooner if no look comes in between.
         """
         tasks: dict[str, Callable[[], None]] = {"claims": self._claim_calls}
-        if self._flow.are_bulk_calls_scarce or not self._calls_beside.empty():
+        if self._flow.are_bulk_calls_scarce or not self._scarce_calls.empty():
             for number in range(2):  # one for the probe that follows a call
-                tasks[f"calls-beside-{number}"] = self._carry_out_calls_beside
+                tasks[f"scarce-calls-{number}"] = self._carry_out_scarce_calls
         for number in range(self._flow.calls_in_flight()):
             tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
         missing = [name for name in tasks if name not in threads or not threads[name].is_alive()]
@@ -212,7 +212,7 @@ class Sender:
             return False
         self._claim_at = 0.0
         for call in (lot := self._claim_lot()):
-            (self._calls_beside if call.is_beside else self._calls).put(call)
+            (self._scarce_calls if call.is_scarce else self._calls).put(call)
         self._has_more = bool(lot) or self._claim_at > 0.0
         if not self._has_more:
             self._claim_at = time.monotonic() + LOOK_SECONDS
@@ -221,10 +221,10 @@ class Sender:
     def _carry_out_calls(self, number: int) -> None:
         self._carry_out_from(self._calls, lambda: number < self._flow.calls_in_flight())
 
-    def _carry_out_calls_beside(self) -> None:
-        """Make the few bulk calls where they are scarce: their turns do not wait for the calls of one recipient."""
-        self._carry_out_from(self._calls_beside, lambda: self._flow.are_bulk_calls_scarce)
-        self._release_waiting(self._calls_beside)
+    def _carry_out_scarce_calls(self) -> None:
+        """Make the scarce bulk calls, in threads of their own: a turn does not wait for the calls of one recipient."""
+        self._carry_out_from(self._scarce_calls, lambda: self._flow.are_bulk_calls_scarce)
+        self._release_waiting(self._scarce_calls)
 
     def _carry_out_from(self, calls: queue.Queue[Call], is_needed: Callable[[], bool]) -> None:
         """Make calls as they come, as long as there is work and this thread is needed for it."""
@@ -375,8 +375,8 @@ class Sender:
 
         It is late as well when the process slept through its instant, because others may have sent it by then.
         """
-        if call.is_beside:
-            leave_at, latest = call.due_at, call.due_at + LATE_BESIDE_SECONDS
+        if call.is_scarce:
+            leave_at, latest = call.due_at, call.due_at + LATE_SCARCE_SECONDS
         else:
             latest = call.due_at + LATE_SECONDS
             leave_at = self._flow.departure(call.due_at, len(call.batch.recipients), latest=latest)
@@ -393,7 +393,7 @@ class Sender:
         return True
 
     def _release_all_waiting(self) -> None:
-        for calls in (self._calls, self._calls_beside):
+        for calls in (self._calls, self._scarce_calls):
             self._release_waiting(calls)
 
     def _release_waiting(self, calls: queue.Queue[Call]) -> None:

@@ -11,12 +11,11 @@ from sqlalchemy.orm import Session
 
 from . import mailers, messages, pacing
 from .errors import MailServiceBusyException, MailServiceRefusedException
-from .mailers import Mailer, Recipient, Verdict
+from .mailers import NO_DELIVERY, Mailer, Recipient, Verdict
 from .messages import Message
 
 LONGEST_WAIT = 10.0
 """Seconds for which somebody who is watching waits for their turn."""
-_NO_DELIVERY = 0
 _TAKEN_LATER = {Verdict.THROTTLED, Verdict.UNREACHED, Verdict.HELD}
 
 
@@ -38,7 +37,7 @@ def send(mailer: Mailer, message: Message, address: str) -> None:
     Raises MailServiceBusyException when the mail service may take it later, MailServiceRefusedException when it
     refused it or gave no answer; each with its reason.
     """
-    (outcome,) = mailers.send(mailer, messages.mark_as_test(message), [Recipient(_NO_DELIVERY, address)])
+    (outcome,) = mailers.send(mailer, messages.mark_as_test(message), [Recipient(NO_DELIVERY, address)])
     if outcome.verdict in _TAKEN_LATER:
         raise MailServiceBusyException(outcome.reason)
     if outcome.verdict is not Verdict.ACCEPTED:

@@ -13,6 +13,11 @@ Window = tuple[int, int]
 """The ids after the first number, up to the second."""
 
 
+def highest_id(session: Session) -> int:
+    """Return the highest id of a registration; 0 if there is none."""
+    return session.execute(select(func.max(Registration.id))).scalar() or 0
+
+
 def split(session: Session, size: int, up_to: int | None = None) -> Iterator[Window]:
     """Yield windows of `size` ids that cover all registrations there are now, or those up to an id.
 
@@ -20,7 +25,7 @@ def split(session: Session, size: int, up_to: int | None = None) -> Iterator[Win
     millions of unused ones between two registrations.
     """
     if up_to is None:
-        up_to = session.execute(select(func.max(Registration.id))).scalar() or 0
+        up_to = highest_id(session)
     after, next_id = 0, select(func.min(Registration.id))
     while (first := session.execute(next_id.where(contains((after, up_to)))).scalar()) is not None:
         begin, after = first - 1, min(first - 1 + size, up_to)

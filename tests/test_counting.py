@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionIsFree
 from sqlalchemy.orm import Session
 
-from registration import addresses, consent, counting, services
+from registration import addresses, consent, counting, services, windows
 from registration.db import db
 from registration.models import Registration, RegistrationCount
 
@@ -28,7 +28,7 @@ def test_the_count_is_exact_at_any_moment() -> None:
     assert counting.count(db.session) == 0
     factories.register(3)
     assert counting.count(db.session) == 3
-    highest = counting.highest_id(db.session)
+    highest = windows.highest_id(db.session)
     remember(highest)
     assert counting.count(db.session) == 3
     factories.register(2)
@@ -43,7 +43,7 @@ def test_a_registration_that_is_still_in_flight_beside_an_import_of_old_ones_is_
     if db.engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer at a time")
     factories.register(2, created_at=NOW - timedelta(days=1))
-    settled = counting.highest_id(db.session)
+    settled = windows.highest_id(db.session)
     db.session.rollback()
     with Session(db.engine) as in_flight:
         in_flight.execute(insert(Registration), [factories.row("ann@example.org")])
@@ -57,7 +57,7 @@ def test_a_registration_that_is_still_in_flight_beside_an_import_of_old_ones_is_
 
 def test_an_erasure_beside_it_is_not_written_over() -> None:
     emails = factories.register(3)
-    highest = counting.highest_id(db.session)
+    highest = windows.highest_id(db.session)
     db.session.rollback()
     eraser = threading.Thread(target=erase, args=(emails[0], current_app._get_current_object()))  # type: ignore[attr-defined]
 
@@ -84,7 +84,7 @@ def erase(email: str, application: Flask) -> None:
 def test_the_remembered_count_moves_by_a_few_at_once_whatever_gaps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_IDS_AT_ONCE", 2)
     emails = factories.register(9)
-    settled = counting.highest_id(db.session)
+    settled = windows.highest_id(db.session)
     db.session.execute(delete(Registration).where(Registration.email.in_(emails[2:6])))
     db.session.commit()
     factories.register(1)
@@ -101,7 +101,7 @@ def test_the_remembered_count_moves_by_a_few_at_once_whatever_gaps_there_are(mon
 
 def test_counting_reads_only_what_is_newer_than_the_remembered_count() -> None:
     factories.register(50)
-    remember(counting.highest_id(db.session))
+    remember(windows.highest_id(db.session))
     last = db.session.execute(select(RegistrationCount.up_to_id)).scalar_one()
     assert last == db.session.execute(select(func.max(Registration.id))).scalar_one()
 

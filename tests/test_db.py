@@ -108,7 +108,7 @@ def test_a_transaction_whose_commit_fails_is_not_left_to_the_next(monkeypatch: p
     """Not even where the pool itself rolls nothing back."""
     engine = db.engines[ROWS]
     refusal = engine.dialect.loaded_dbapi.OperationalError(1180, "Got error 28 during COMMIT")
-    wrong = {"ip_address": "192.0.2.7", "created_at": NOW}
+    wrong = {"network": "192.0.2.7", "created_at": NOW}
 
     def fail(_: object) -> None:
         raise refusal

@@ -63,7 +63,7 @@ def test_what_is_old_is_forgotten(housekeeper: Housekeeper) -> None:
     old, new = NOW - timedelta(days=2), NOW - timedelta(minutes=1)
     for mailbox, sent_at in (("old", old), ("new", new)):
         db.session.execute(insert(ConfirmationMail).values(mailbox=mailbox, sent_at=sent_at))
-        db.session.execute(insert(WrongPin).values(ip_address=mailbox, created_at=sent_at))
+        db.session.execute(insert(WrongPin).values(network=mailbox, created_at=sent_at))
     db.session.commit()
 
     housekeeper.work(NOW)
@@ -71,7 +71,7 @@ def test_what_is_old_is_forgotten(housekeeper: Housekeeper) -> None:
     assert ip_addresses() == [None, None, "192.0.2.1"]
     assert db.session.execute(select(FeedbackEvent.body)).scalars().all() == ["a new event"]
     assert db.session.execute(select(ConfirmationMail.mailbox)).scalars().all() == ["new"]
-    assert db.session.execute(select(WrongPin.ip_address)).scalars().all() == ["new"]
+    assert db.session.execute(select(WrongPin.network)).scalars().all() == ["new"]
     assert old <= NOW - max(confirmations.INTERVAL, pins.WINDOW)
 
 

@@ -389,7 +389,7 @@ def test_a_probe_ends_the_scarcity_if_it_is_let_through(
     db.session.execute(update(Pace).values(bulk_free_at=turn_at, bulk_probe_at=turn_at - 1))
     db.session.commit()
     mailer.script = [always(verdict)]
-    monkeypatch.setattr(sender_module, "LATE_BESIDE_SECONDS", 60.0)
+    monkeypatch.setattr(sender_module, "LATE_SCARCE_SECONDS", 60.0)
 
     (call,) = scarce._claim_lot()
     scarce._carry_out(call)

@@ -44,6 +44,10 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
+NO_DELIVERY = 0
+"""The id of a message that is in no ledger: a test, or a confirmation mail."""
+
+
 class Recipient(NamedTuple):
     """Where one delivery goes; without a product id, to somebody who need not be registered."""
 
