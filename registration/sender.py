@@ -7,7 +7,6 @@ import math
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from . import broadcasts, bulk_turns, ledger, mailers, pacing
 from .broadcasts import Work
 from .bulk_turns import BulkTurn
+from .claims import Call, Claims
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
 from .db import code_of, is_deadlock
-from .flow import AHEAD_SECONDS, Flow
+from .flow import Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
 from .ledger import Batch
@@ -61,21 +61,6 @@ _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Call:
-    """A batch, and the instant at which it is to be sent, in seconds of `time.monotonic`."""
-
-    broadcast_id: int
-    batch: Batch
-    due_at: float
-    bulk_turn: BulkTurn | None = None
-
-    @property
-    def is_scarce(self) -> bool:
-        """Whether it is one of the scarce bulk calls: those have turns of their own, and do not wait for the pace."""
-        return self.bulk_turn is not None
-
-
 @dataclass
 class Sender:
     """Sends every broadcast that is under way until it is told to stop.
@@ -103,7 +88,6 @@ class Sender:
         self._clock = Clock(lambda: self.now())  # noqa: PLW0108  `now` may be replaced
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
-        self._claim_at = 0.0
         self._settled = GroupCommit(self._write_down)
         self._timetable = Timetable()
         self._housekeeper = Housekeeper(self.sessions, ip_retention=self.ip_retention)
@@ -111,6 +95,13 @@ class Sender:
             self.sessions, self.mailer, self.tokens, self.rate_limit, self.stopping
         )
         self._message_of = lru_cache(maxsize=8)(self._load_message)
+        self._claims = Claims(
+            self.sessions,
+            self._flow,
+            self._troubles,
+            self._clock,
+            lambda one: self.mailer.largest_batch(self._message_of(one)),
+        )
 
     def run(self) -> None:
         """Work until `stop`; calls in flight are finished first. No failure ends it.
@@ -125,7 +116,7 @@ class Sender:
             if can_wait and not self._timetable.is_due("look", BUSY_LOOK_SECONDS):
                 continue
             if tended := self._guard(self.look):
-                self._claim_at = 0.0
+                self._claims.not_before = 0.0
             started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
             if not self._work:
                 self._release_all_waiting()
@@ -207,15 +198,15 @@ class Sender:
     def _claim_ahead(self) -> bool:
         """Claim the next lot unless enough calls wait or it is too early; return whether there was one."""
         enough = self._flow.calls_in_flight() + self._flow.calls_ahead()
-        is_too_early = time.monotonic() < self._claim_at
+        is_too_early = time.monotonic() < self._claims.not_before
         if self._calls.qsize() >= enough or is_too_early or self._clock.has_stepped():
             return False
-        self._claim_at = 0.0
+        self._claims.not_before = 0.0
         for call in (lot := self._claim_lot()):
             (self._scarce_calls if call.is_scarce else self._calls).put(call)
-        self._has_more = bool(lot) or self._claim_at > 0.0
+        self._has_more = bool(lot) or self._claims.not_before > 0.0
         if not self._has_more:
-            self._claim_at = time.monotonic() + LOOK_SECONDS
+            self._claims.not_before = time.monotonic() + LOOK_SECONDS
         return bool(lot)
 
     def _carry_out_calls(self, number: int) -> None:
@@ -233,100 +224,7 @@ class Sender:
                 self._guard(partial(self._carry_out, calls.get(timeout=LOOK_SECONDS)))
 
     def _claim_lot(self) -> list[Call]:
-        """Claim deliveries of the first broadcast that has any and reserve their instants; return them as calls."""
-        sending = [work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING]
-        now = time.monotonic()
-        ready = [broadcast_id for broadcast_id in sending if self._troubles.of(broadcast_id).may_claim(now)]
-        for broadcast_id in ready:
-            before = self._flow.largest
-            self._flow.largest = self.mailer.largest_batch(self._message_of(broadcast_id))
-            is_probe = self._troubles.of(broadcast_id).is_unanswered
-            lot = self._claim_probe(broadcast_id) if is_probe else self._claim(broadcast_id)
-            if lot:
-                return lot
-            self._flow.largest = before
-            if lot is None:
-                return []
-        if len(ready) < len(sending):
-            self._claim_at = time.monotonic() + LOOK_SECONDS
-        return []
-
-    def _claim(self, broadcast_id: int, tried_at_most: int | None = None) -> list[Call] | None:
-        """Claim and reserve what the rate allows, or for a probe one who was tried so often at most.
-
-        Return None when it is too early for anybody.
-        """
-        begun = time.monotonic()
-        with self.sessions.begin() as session:
-            bulk_call = self._claim_bulk_call(session, broadcast_id) if tried_at_most is None else []
-            lot = bulk_call or self._claim_and_reserve(session, broadcast_id, tried_at_most)
-        if lot:
-            self._flow.note_claim(time.monotonic() - begun)
-        return lot
-
-    def _claim_probe(self, broadcast_id: int) -> list[Call] | None:
-        """Claim and reserve one call of one recipient, of those who were tried least: it may be another copy."""
-        with self.sessions.begin() as session:
-            most = ledger.attempts_of_next(session, broadcast_id)
-        for tried in range(0 if most is None else most + 1):
-            if lot := self._claim(broadcast_id, tried_at_most=tried):
-                self._troubles.of(broadcast_id).begin_probe(lot[0].batch.lease)
-            if lot or lot is None:
-                return lot
-        return []
-
-    def _claim_bulk_call(self, session: Session, broadcast_id: int) -> list[Call]:
-        """Claim for the one bulk call a second where they are scarce; it leaves beside the calls at the pace."""
-        if not self._flow.has_scarce_bulk_calls:
-            return []
-        now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
-        earliest = self._flow.claim_seconds
-        found = bulk_turns.find(session, now=now.timestamp() + earliest, ahead=AHEAD_SECONDS)
-        if found is None or broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
-            return []
-        turn, wait = found[0], earliest + found[1]
-        batch = ledger.claim(session, broadcast_id, lease=uuid.uuid4().hex, limit=self._flow.largest, now=now)
-        if batch is None:
-            return []
-        if len(batch.recipients) < 2:  # that is no bulk call, and the turn stays for the next
-            return [Call(broadcast_id, batch, begun + self._reserve(session, batch, rate, now, begun))]
-        bulk_turns.take(session, turn, len(batch.recipients), rate=rate, at=now.timestamp() + wait)
-        return [Call(broadcast_id, batch, begun + wait, turn)]
-
-    def _claim_and_reserve(self, session: Session, broadcast_id: int, tried_at_most: int | None) -> list[Call] | None:
-        """Claim and reserve for calls at the pace, or for one of one recipient."""
-        now, begun, rate = self._clock.time(), time.monotonic(), self._flow.steady_rate
-        too_early = pacing.free_in(session, rate=rate, now=now.timestamp()) - self._flow.ahead_seconds
-        if too_early > 0:
-            self._claim_at = time.monotonic() + min(too_early, LOOK_SECONDS)
-            return None
-        if broadcasts.status_of(session, broadcast_id) is not BroadcastStatus.SENDING:
-            return []
-        largest = self._flow.recipients_a_call()
-        lease, limit = uuid.uuid4().hex, self._flow.lot() if tried_at_most is None else 1
-        batch = ledger.claim(session, broadcast_id, lease=lease, limit=limit, now=now, tried_at_most=tried_at_most)
-        if batch is None:
-            return []
-        if batch.is_retry:
-            self._flow.keep_apart(for_retry=True)
-        wait = self._reserve(session, batch, rate, now, begun)
-        if wait > self._flow.longest_wait_seconds:  # others came first
-            session.rollback()
-            self._claim_at = time.monotonic() + LOOK_SECONDS
-            return None
-        parts = [batch.recipients[start : start + largest] for start in range(0, len(batch.recipients), largest)]
-        return [
-            Call(broadcast_id, Batch(batch.lease, part), begun + wait + number * largest / rate)
-            for number, part in enumerate(parts)
-        ] or [Call(broadcast_id, batch, begun)]
-
-    def _reserve(self, session: Session, batch: Batch, rate: float, now: datetime, begun: float) -> float:
-        """Reserve the sending of a batch from when its claim, which began now, will be committed.
-
-        Return the seconds to wait from `now`, which is `begun` by the other clock.
-        """
-        earliest = max(self._flow.claim_seconds, time.monotonic() - begun)
-        return earliest + pacing.reserve(session, len(batch.recipients), rate=rate, now=now.timestamp() + earliest)
+        return self._claims.take([work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING])
 
     def _tend(self, work: Work) -> bool:
         """Fill the ledger of a broadcast, take back what its senders lost, cancel what is left of it, or end it."""

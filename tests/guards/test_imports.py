@@ -50,6 +50,7 @@ LEVELS = {
     "registration.transfers": 9,
     "registration.flow": 6,
     "registration.trouble": 6,
+    "registration.claims": 7,
     "registration.housekeeping": 8,
     "registration.services": 7,
     "registration.confirmation_sender": 7,
