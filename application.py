@@ -29,8 +29,8 @@ from registration.sender import Sender
 HOST = "127.0.0.1"
 END_SECONDS = 28.0
 """A signal ends a process by then, whatever its threads wait for: an answer that comes byte by byte, a name server."""
-WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle"]
-"""What the celery command is told: workers have nothing to say to each other."""
+WORKER = ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+"""What the celery command is told: workers have nothing to tell each other, nor a queue that is away when they end."""
 
 
 def main(arguments: list[str]) -> int:

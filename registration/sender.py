@@ -143,6 +143,11 @@ class Sender:
         """Whether the last look found a broadcast under way."""
         return bool(self._work)
 
+    def finds_work(self) -> bool:
+        """Look once as `run` does, waiting out trouble with the database; return whether a broadcast is under way."""
+        self._guard(self.look)
+        return self.has_work
+
     def look(self) -> bool:
         """See what there is to do and do all of it but the sending; return whether there was anything."""
         if has_stepped := self._clock.has_stepped():  # what this sender has in hand may look as if it were over

@@ -66,8 +66,7 @@ def create_celery(broker_url: str, region: str, make_sender: Callable[[], Sender
         sender().stopping.clear()
         if leaving.is_set():
             return
-        sender().look()
-        if sender().has_work:
+        if sender().finds_work():
             timer = threading.Timer(SLICE_SECONDS, sender().pause)
             timer.start()
             sender().run()

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from celery import Celery, signals
 from flask import Flask
-from kombu.exceptions import OperationalError
+from kombu.exceptions import OperationalError as QueueIsAway
 from moto.server import ThreadedMotoServer
+from sqlalchemy.exc import OperationalError
 
 import config
-from registration import services, tasks
+from registration import broadcasts, create_sender, services, tasks
+from registration import sender as sender_module
 
-from . import conftest, crash, factories, mariadb
+from . import conftest, crash, factories, failing, mariadb, redis_server
 from .crash import Scene
 from .sender_process import Orders
 from .waiting import until
@@ -118,6 +120,22 @@ def test_a_worker_that_is_told_to_end_finishes_its_calls_and_loses_nothing(
     assert figures.duplicates == 0
 
 
+def test_a_worker_whose_queue_is_away_ends_all_the_same(
+    stage: Scene, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.register(1_000)
+    with redis_server.running() as url:
+        monkeypatch.setenv("CELERY_BROKER_URL", url)
+        broadcast_id = stage.start()
+        worker = stage.plain()
+        until(lambda: stage.statuses(broadcast_id)["sent"] > 50, 60)
+    time.sleep(3.0)  # a heartbeat would be sent every two
+
+    worker.terminate()
+
+    assert stage.statuses(broadcast_id)["sending"] == 0
+
+
 def test_a_broadcast_is_sent_through_sqs(stage: Scene, sqs_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "CELERY_BROKER_URL": "sqs://",
@@ -156,12 +174,11 @@ def test_a_task_sends_for_a_slice_and_asks_for_the_next(
 class Endless:
     """A sender that always has something to do."""
 
-    has_work = True
-
     def __init__(self) -> None:
         self.stopping, self.asked = threading.Event(), list[str]()
 
-    def look(self) -> None: ...
+    def finds_work(self) -> bool:
+        return True
 
     def run(self) -> None:
         assert self.stopping.wait(20)
@@ -183,6 +200,21 @@ def test_the_end_of_a_slice_is_no_end_of_the_process(monkeypatch: pytest.MonkeyP
     tasks.create_celery("memory://", "us-east-1", lambda: sender).tasks[tasks.TASK]()  # type: ignore[arg-type, return-value]
 
     assert sender.asked == ["pause"]
+
+
+def test_trouble_with_the_database_between_slices_leaves_leases_alone_for_a_while(
+    celery: Celery, application: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who had answers in hand meanwhile write them down first."""
+    sender = create_sender(application)
+    sender.stopping.set()
+    sender._expire_from = 0.0
+    monkeypatch.setattr(sender_module, "TROUBLE_SECONDS", 0.01)
+    failing.at_first(monkeypatch, broadcasts, "find_work", OperationalError("", {}, Exception("gone")))
+
+    tasks.create_celery("memory://", "us-east-1", lambda: sender).tasks[tasks.TASK]()
+
+    assert sender._expire_from > time.monotonic() + sender_module.GRACE_SECONDS - 5
 
 
 def test_a_task_without_anything_to_send_ends_the_chain(celery: Celery) -> None:
@@ -223,7 +255,7 @@ def test_a_queue_that_is_away_fails_nobody(
     celery: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OperationalError("Error 111 connecting to 127.0.0.1:6379. Connection refused.")
+        raise QueueIsAway("Error 111 connecting to 127.0.0.1:6379. Connection refused.")
 
     monkeypatch.setattr(celery, "send_task", fail)
 
