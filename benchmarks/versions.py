@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from registration import broadcasts, ledger, messages, reports
+from registration import broadcasts, ledger, messages, monitoring, reports
 from registration.audiences import EVERYBODY, Audience
 from registration.db import engine_options
 from registration.versions import parse_range, sort_key
@@ -120,10 +120,10 @@ def _statements(engine: Engine) -> None:
         measured: dict[str, Callable[[], object]] = {
             "count everybody": lambda: broadcasts.start(session, _message("a"), now),
             "count a wide range": lambda: broadcasts.start(session, _message("b"), now, whom=RANGED),
-            "dry run, everybody": lambda: broadcasts.forecast(session, now),
-            "dry run, a wide range": lambda: broadcasts.forecast(session, now, whom=RANGED),
+            "dry run, everybody": lambda: monitoring.forecast(session, now),
+            "dry run, a wide range": lambda: monitoring.forecast(session, now, whom=RANGED),
             "GET /api/registration/versions": lambda: reports.in_use(session.connection(), 101),
-            "figures of a broadcast": lambda: broadcasts.progress(session, broadcast_id, now),
+            "figures of a broadcast": lambda: monitoring.progress(session, broadcast_id, now),
         }
         rows = []
         for name, ask in measured.items():

@@ -18,12 +18,24 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import addresses, audiences, broadcasts, feedback, figures, messages, pacing, services, terminal, trials
+from . import (
+    addresses,
+    audiences,
+    broadcasts,
+    feedback,
+    figures,
+    messages,
+    monitoring,
+    pacing,
+    services,
+    terminal,
+    trials,
+)
 from .audiences import Audience
-from .broadcasts import Forecast, Progress
 from .db import LARGEST_ID, commit_step, commit_steps, database_time, db
 from .errors import RegistrationError, RepeatedBroadcastException
 from .messages import Message
+from .monitoring import Forecast, Progress
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.2
@@ -238,7 +250,7 @@ def _tell_repetition(repetition: RepeatedBroadcastException, *, urgent: bool, re
 
 
 def _forecast(whom: Audience) -> Forecast:
-    forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
+    forecast = monitoring.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
     db.session.rollback()
     return forecast
 
@@ -303,7 +315,7 @@ def _show_until_end(broadcast_id: int, screen: terminal.Screen) -> Iterator[Prog
 
 
 def _progress(broadcast_id: int) -> Progress:
-    progress = broadcasts.progress(db.session(), broadcast_id, _now(), rate_limit=services.current().rate_limit)
+    progress = monitoring.progress(db.session(), broadcast_id, _now(), rate_limit=services.current().rate_limit)
     db.session.rollback()
     return progress
 

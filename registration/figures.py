@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .broadcasts import Forecast, Progress
 from .models import Feedback
+from .monitoring import Forecast, Progress
 
 
 def of(progress: Progress, now: datetime) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TextIO
 
-from .broadcasts import Forecast, Progress
+from .monitoring import Forecast, Progress
 
 BAR = 10
 """Characters of the bar."""

@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 
 from registration import addresses, broadcasts, messages, versions
-from registration.broadcasts import Progress
 from registration.db import db
 from registration.mailers.letters import Letterhead
 from registration.models import (
@@ -23,6 +22,7 @@ from registration.models import (
     Registration,
     RegistrationStatus,
 )
+from registration.monitoring import Progress
 
 _numbers = count(1)
 

@@ -10,11 +10,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import sessionmaker
 
-from registration import ledger
+from registration import broadcasts, ledger, monitoring
 from registration.db import db
 from registration.ledger import Batch
 from registration.mailers import Outcome, Verdict
 from registration.models import Delivery
+from registration.monitoring import Progress
 
 from . import factories
 
@@ -59,3 +60,15 @@ def lines(broadcast_id: int) -> list[Delivery]:
 
 def statuses(broadcast_id: int) -> Counter[str]:
     return Counter(delivery.status.value for delivery in lines(broadcast_id))
+
+
+def progress(broadcast_id: int, now: datetime = NOW, **limits: float) -> Progress:
+    return commit(monitoring.progress, broadcast_id, now, **limits)
+
+
+def end(broadcast_id: int) -> None:
+    """Cancel a broadcast, and see its end."""
+    commit(broadcasts.cancel, broadcast_id)
+    while commit(ledger.fill, broadcast_id) or commit(broadcasts.cancel_rest, broadcast_id, NOW):
+        pass
+    assert commit(broadcasts.finish, broadcast_id, NOW)

@@ -32,7 +32,7 @@ from flask_migrate import upgrade
 from sqlalchemy import select, update
 
 import config
-from registration import ROOT, broadcasts, create_event_queue, create_sender
+from registration import ROOT, broadcasts, create_event_queue, create_sender, monitoring
 from registration.db import db
 from registration.mailers.outbox import OutboxMailer
 from registration.mailers.ses import SesMailer
@@ -222,7 +222,7 @@ def test_a_broadcast_that_was_interrupted_goes_on_by_itself(
 
     assert sorted(mail["To"] for mail in outbox.mails()) == sorted(emails)
     with application.app_context():
-        assert broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC)).sent == len(emails)
+        assert monitoring.progress(db.session(), broadcast_id, datetime.now(UTC)).sent == len(emails)
 
 
 def is_stopped_while_some_are_held(program: Program, application: Flask) -> bool:
@@ -433,9 +433,9 @@ def test_the_sender_outlives_credentials_that_cannot_be_fetched_and_says_what_to
     assert "Traceback" not in program.output.read_text()
 
 
-def progress(application: Flask, broadcast_id: int) -> broadcasts.Progress:
+def progress(application: Flask, broadcast_id: int) -> monitoring.Progress:
     with application.app_context():
-        return broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC))
+        return monitoring.progress(db.session(), broadcast_id, datetime.now(UTC))
 
 
 def test_the_settings_decide_how_mail_leaves(

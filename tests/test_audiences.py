@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from registration import audiences, broadcasts, ledger, messages
+from registration import audiences, broadcasts, ledger, messages, monitoring
 from registration.audiences import Audience
 from registration.db import db
 from registration.errors import InvalidVersionRangeException
@@ -41,7 +41,7 @@ def recipients_among_clinics(whom: Audience, seen_days_ago: dict[str, int] | Non
             factories.install(email, version, last_seen_at=NOW - timedelta(days=days))
     message = messages.compose("Update now", "There is a hole.")
     broadcast_id = commit(broadcasts.start, message, NOW, whom=whom)
-    promised = commit(broadcasts.progress, broadcast_id, NOW).recipients
+    promised = commit(monitoring.progress, broadcast_id, NOW).recipients
     while commit(ledger.fill, broadcast_id):
         pass
     ids = [delivery.registration_id for delivery in lines(broadcast_id)]
@@ -58,7 +58,7 @@ def test_an_audience_is_counted_window_by_window(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(audiences, "COUNTED_AT_ONCE", 2)
 
     assert recipients_among_clinics(Audience(BELOW)) == BELOW_OR_UNKNOWN
-    assert commit(broadcasts.forecast, NOW, whom=Audience(BELOW)).recipients == 5
+    assert commit(monitoring.forecast, NOW, whom=Audience(BELOW)).recipients == 5
 
 
 def test_the_unknown_can_be_left_out() -> None:

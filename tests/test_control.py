@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 from werkzeug.test import TestResponse
 
-from registration import broadcasts, feedback, pacing, services
+from registration import broadcasts, feedback, monitoring, pacing, services
 from registration.db import db
 from registration.mailers import Account, Outcome, Recipient, Verdict
 from registration.messages import Message
@@ -503,7 +503,7 @@ def test_a_broadcast_is_there_before_anything_is_counted(
             seen.append(broadcasts.page(other, limit=10))
         raise OperationalError("", {}, pymysql.err.OperationalError(2013, "Lost connection"))
 
-    monkeypatch.setattr(broadcasts, "progress", progress)
+    monkeypatch.setattr(monitoring, "progress", progress)
     answer = post(client, **NOTICE)
 
     ((broadcast_id,),) = seen

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from registration import broadcasts, ledger
+from registration import broadcasts, ledger, monitoring
 from registration.db import db, rows_matched
 from registration.ledger import Batch
 from registration.mailers import Outcome, Verdict
@@ -351,7 +351,7 @@ def test_an_acceptance_counts_whatever_became_of_the_delivery_meanwhile_and_nobo
     sent = [line.status is DeliveryStatus.SENT for line in lines(broadcast_id)]
     assert sent == [True, True, False]
     assert "The address" not in (lines(broadcast_id)[0].reason or "")
-    told = commit(broadcasts.progress, broadcast_id, NOW)
+    told = commit(monitoring.progress, broadcast_id, NOW)
     assert (told.recipients, told.sent, told.remaining) == (3, 2, 0)
     assert (told.cancelled, told.skipped) == ((1, 0) if status is DeliveryStatus.CANCELLED else (0, 1))
     assert commit(broadcasts.retry, broadcast_id, AFTER_LEASE) is (status is DeliveryStatus.CANCELLED)

@@ -17,9 +17,8 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from registration import broadcasts, bulk_turns, flow, ledger, pacing, trouble
+from registration import broadcasts, bulk_turns, flow, ledger, monitoring, pacing, trouble
 from registration import sender as sender_module
-from registration.broadcasts import Progress
 from registration.bulk_turns import BulkTurn
 from registration.clock import Clock
 from registration.db import db
@@ -36,6 +35,7 @@ from registration.models import (
     Registration,
     RegistrationStatus,
 )
+from registration.monitoring import Progress
 from registration.sender import Call, Sender
 
 from . import factories, failing, ledgers
@@ -86,7 +86,7 @@ def scripted(sender: Sender, mailer: ScriptedMailer) -> Sender:
 
 def progress(broadcast_id: int) -> Progress:
     db.session.rollback()
-    return broadcasts.progress(db.session(), broadcast_id, datetime.now(UTC))
+    return monitoring.progress(db.session(), broadcast_id, datetime.now(UTC))
 
 
 def always(verdict: Verdict, reason: str = "Because.") -> Callable[[Sequence[Recipient]], list[Outcome]]:

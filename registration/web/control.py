@@ -13,7 +13,7 @@ from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from sqlalchemy.orm import Session
 
-from .. import audiences, broadcasts, feedback, figures, messages, services, trials
+from .. import audiences, broadcasts, feedback, figures, messages, monitoring, services, trials
 from ..audiences import Audience
 from ..db import LARGEST_ID, commit_step, commit_steps, database_time, db
 from ..errors import (
@@ -54,7 +54,7 @@ def start() -> ResponseReturnValue:
     whom = _audience(fields)
     key = _idempotency_key()
     if dry_run:
-        forecast = broadcasts.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
+        forecast = monitoring.forecast(db.session(), _now(), whom=whom, rate_limit=services.current().rate_limit)
         return figures.of_forecast(forecast, whom.versions.text if whom.versions else None)
     if "test" in fields:
         return _send_test(message, fields.address("test").stored)
@@ -206,7 +206,7 @@ def _wait_for_end(broadcast_id: int) -> None:
 
 def _figures(broadcast_id: int) -> dict[str, Any]:
     now, rate_limit = _now(), services.current().rate_limit
-    return figures.of(broadcasts.progress(db.session(), broadcast_id, now, rate_limit=rate_limit), now)
+    return figures.of(monitoring.progress(db.session(), broadcast_id, now, rate_limit=rate_limit), now)
 
 
 def _now() -> datetime:

@@ -40,6 +40,7 @@ LEVELS = {
     "registration.dossiers": 3,
     "registration.registrations": 6,
     "registration.broadcasts": 6,
+    "registration.monitoring": 6,
     "registration.events": 6,
     "registration.feedback": 7,
     "registration.trials": 6,
