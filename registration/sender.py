@@ -51,12 +51,16 @@ Another sender may still be about to write the outcomes of those calls down.
 LATE_SECONDS, LATE_SCARCE_SECONDS = 0.5, 0.1
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. Scarce bulk
 calls have less time, so that a late one does not run into the next."""
+LONGEST_CALL_SECONDS = 30.0
+"""A call that has not ended by then counts as unanswered: its answer comes byte by byte, which no time-out notices."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
 """Between two claims when nothing could be claimed."""
 _ACCOUNT_SECONDS, _EXPIRE_SECONDS, _CLOCK_SECONDS = 1.0, 1.0, 60.0
 """Between two looks at whether the account is to be asked about, at leases that have run out, and at the clock."""
+
+_NO_END = "The mail service did not end its answer, so the message may or may not have been accepted."
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,8 @@ class Sender:
         # Not a SimpleQueue: its `get` with a timeout can wait for ever when threads compete (seen in CPython 3.11).
         self._calls: queue.Queue[Call] = queue.Queue()
         self._scarce_calls: queue.Queue[Call] = queue.Queue()
+        self._threads: dict[str, threading.Thread] = {}
+        self._open_calls: dict[threading.Thread, tuple[Call, float]] = {}
         self._troubles = Troubles()
         self._clock = Clock(lambda: self.now())  # noqa: PLW0108  `now` may be replaced
         self._expire_from = time.monotonic() + GRACE_SECONDS
@@ -109,7 +115,6 @@ class Sender:
         This thread looks; another claims and some make the calls, as long as there is work.
         """
         log.info("the sender started")
-        threads: dict[str, threading.Thread] = {}
         tended, started = True, False
         while not self.stopping.wait(0 if tended and not started else LOOK_SECONDS):
             can_wait = self._work and self._has_more and not tended
@@ -117,11 +122,12 @@ class Sender:
                 continue
             if tended := self._guard(self.look):
                 self._claims.not_before = 0.0
-            started = bool(self._work) and self._guard(lambda: self._start_tasks(threads))
+            started = bool(self._work) and self._guard(self._start_tasks)
             if not self._work:
                 self._release_all_waiting()
-        for thread in threads.values():
-            thread.join()
+        while alive := [thread for thread in self._threads.values() if thread.is_alive()]:
+            alive[0].join(LOOK_SECONDS)
+            self._guard(self._give_up_calls)
         self._release_all_waiting()
         log.info("the sender stopped")
 
@@ -167,12 +173,13 @@ class Sender:
                 instant = self._clock.time().timestamp()  # the mail service may have taken a while
                 self._flow.rate = pacing.current_rate(session, limit=self.rate_limit, now=instant)
                 self._flow.are_bulk_calls_scarce = bulk_turns.are_scarce(session)
+        self._give_up_calls()
         tended = [self._tend(work) for work in self._work]
         self._confirmations.send(self._clock.time(), BUSY_CONFIRMATIONS if self._work else CONFIRMATIONS)
         self._housekeeper.work(now)
         return any(tended)
 
-    def _start_tasks(self, threads: dict[str, threading.Thread]) -> bool:
+    def _start_tasks(self) -> bool:
         """Start what is to be done beside looking and is not being done, each in a thread of its own, by name.
 
         Return whether claims have begun: the first call then leaves sooner if no look comes in between.
@@ -183,11 +190,10 @@ class Sender:
                 tasks[f"scarce-calls-{number}"] = self._carry_out_scarce_calls
         for number in range(self._flow.calls_in_flight()):
             tasks[f"calls-{number}"] = partial(self._carry_out_calls, number)
-        missing = [name for name in tasks if name not in threads or not threads[name].is_alive()]
+        missing = [name for name in tasks if name not in self._threads or not self._threads[name].is_alive()]
         for name in missing:
-            thread = threading.Thread(target=tasks[name], name=name)
-            thread.start()
-            threads[name] = thread
+            self._threads[name] = threading.Thread(target=tasks[name], name=name, daemon=True)
+            self._threads[name].start()
         return "claims" in missing
 
     def _claim_calls(self) -> None:
@@ -224,7 +230,8 @@ class Sender:
 
     def _carry_out_from(self, calls: queue.Queue[Call], is_needed: Callable[[], bool]) -> None:
         """Make calls as they come, as long as there is work and this thread is needed for it."""
-        while not self.stopping.is_set() and self._work and is_needed():
+        thread = threading.current_thread()
+        while not self.stopping.is_set() and self._work and is_needed() and self._threads.get(thread.name) is thread:
             with suppress(queue.Empty):
                 self._guard(partial(self._carry_out, calls.get(timeout=LOOK_SECONDS)))
 
@@ -267,11 +274,29 @@ class Sender:
         return True
 
     def _make(self, call: Call, message: Message) -> None:
-        begun, processor_begun = time.monotonic(), time.thread_time()
+        thread, begun, processor_begun = threading.current_thread(), time.monotonic(), time.thread_time()
+        self._open_calls[thread] = call, begun
         outcomes = mailers.send(self.mailer, message, call.batch.recipients)
+        was_given_up = self._open_calls.pop(thread, None) is None
         self._settle(call.batch, outcomes)
-        self._flow.note_call(time.monotonic() - begun, time.thread_time() - processor_begun)
-        self._heed(call, outcomes)
+        if not was_given_up:
+            self._flow.note_call(time.monotonic() - begun, time.thread_time() - processor_begun)
+            self._heed(call, outcomes)
+
+    def _give_up_calls(self) -> bool:
+        """Take calls that do not end as unanswered, and let new threads take the place of theirs.
+
+        If the answer ends after all, what it says is written down. Return True.
+        """
+        for thread, (call, begun) in list(self._open_calls.items()):
+            if time.monotonic() - begun <= LONGEST_CALL_SECONDS or self._open_calls.pop(thread, None) is None:
+                continue
+            self._threads.pop(thread.name, None)
+            outcomes = [Outcome(Verdict.UNKNOWN, reason=_NO_END)] * len(call.batch.recipients)
+            self._settle(call.batch, outcomes)
+            self._heed(call, outcomes)
+            self._troubles.of(call.broadcast_id).end_probe(call.batch.lease)
+        return True
 
     def _await_instant(self, call: Call) -> bool:
         """Wait until a call may leave; return whether it may: not if it is late, or the sender is stopping.

@@ -1061,6 +1061,29 @@ def test_a_pause_in_an_outage_does_not_let_a_broadcast_begin_with_full_calls_aga
     assert calls == [20, 20, 1, 1]
 
 
+def test_calls_that_do_not_end_hold_up_nobody_else_and_count_when_they_do(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "LONGEST_CALL_SECONDS", 0.3)
+    broadcast_id = ledgers.filled(30)
+    may_end = threading.Event()
+
+    def end_late(recipients: Sequence[Recipient]) -> list[Outcome]:
+        assert may_end.wait(60)
+        return [ACCEPTED] * len(recipients)
+
+    mailer.largest = 1
+    mailer.script = [end_late] * 6
+    with running(scripted):
+        until(lambda: len(mailer.sent) == 24)
+
+    left = [line for line in ledgers.lines(broadcast_id) if line.status is not DeliveryStatus.SENT]
+    assert [(line.status, line.lease, line.attempts) for line in left] == [(DeliveryStatus.SENDING, None, 1)] * 6
+    assert {line.reason for line in left} == {sender_module._NO_END}
+    may_end.set()
+    until(lambda: ledgers.statuses(broadcast_id) == {"sent": 30})
+
+
 def test_an_unanswered_broadcast_of_which_nobody_is_queued_costs_no_claims(
     scripted: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
