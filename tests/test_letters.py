@@ -256,6 +256,7 @@ def test_plain_text_keeps_its_lines_and_its_indentation_is_no_code() -> None:
         "__init__.py, __construct, _id_ and /etc/__pycache__/x",
         "5*3*2 = 30 and 2**3**4",
         r"Remove *.php from sites/default/documents/* and *.php in C:\dir\*, *.*, or *_old and log_*",
+        "src/**/*.js, **/docs/**/*.php, **/**/x and /**/",
         r"Escape \* and \_ and \# and \\",
     ],
 )
@@ -274,6 +275,7 @@ def test_paths_and_calculations_stay_as_they_were_written(text: str) -> None:
         ('"**quoted**"', "<strong>quoted</strong>"),
         ("**Sicherheits**-Update", "<strong>Sicherheits</strong>-Update"),
         ("**重要**です", "<strong>重要</strong>です"),
+        ("**7.0.2**/**7.0.3**", "<strong>7.0.2</strong>/<strong>7.0.3</strong>"),
     ],
 )
 def test_words_between_asterisks_are_emphasized(text: str, html: str) -> None:

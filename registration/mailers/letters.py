@@ -78,8 +78,9 @@ _IN_A_HEADER = re.compile(r"[!#-%(-;=?-~]+")
 
 _LANGUAGE = re.compile(r"[\w+#.-]*")
 """What follows a fence and says in which language the code is."""
-_WORD_BEFORE, _WORD_AFTER = re.compile(r"[\w/\\.@=~$]", re.ASCII), re.compile(r"[\w/\\@=~$]|\.\w", re.ASCII)
-"""What is before, or after, an asterisk inside a word, a path or a calculation."""
+_WORD_BEFORE = re.compile(r"[\w\\.@=~$]|(?<!\*\*)/", re.ASCII)
+_WORD_AFTER = re.compile(r"[\w\\@=~$]|/(?!\*\*\w)|\.\w", re.ASCII)
+"""What is before, or after, an asterisk inside a word, a path or a calculation, unlike in `**this**/**that**`."""
 _PATTERN_BEFORE, _PATTERN_AFTER = re.compile(r"[/\\_]"), re.compile(r"[./\\_]")
 """What is before, or after, a single one that stands for any name, as in `documents/*` and `*.php`."""
 _DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
