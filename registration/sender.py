@@ -51,8 +51,9 @@ Another sender may still be about to write the outcomes of those calls down.
 LATE_SECONDS, LATE_SCARCE_SECONDS = 0.5, 0.1
 """A call that comes later than this is given back: its broadcast may be paused by now, or its lease over. Scarce bulk
 calls have less time, so that a late one does not run into the next."""
-LONGEST_CALL_SECONDS = 30.0
-"""A call that has not ended by then counts as unanswered: its answer comes byte by byte, which no time-out notices."""
+LONGEST_CALL_SECONDS = 50.0
+"""A call that has not ended by then, a little before its lease does, counts as unanswered. Time-outs limit each read,
+so an answer that comes byte by byte would keep it open for ever; two name servers that are silent take 40 seconds."""
 CONFIRMATIONS, BUSY_CONFIRMATIONS = 10, 2
 """Confirmation mails sent at one look; fewer while a broadcast waits for it."""
 BREATH_SECONDS = 0.005
@@ -110,7 +111,7 @@ class Sender:
         )
 
     def run(self) -> None:
-        """Work until `stop`; calls in flight are finished first. No failure ends it.
+        """Work until `stop`; calls in flight are finished first, or given up. No failure ends it.
 
         This thread looks; another claims and some make the calls, as long as there is work.
         """
@@ -150,7 +151,7 @@ class Sender:
         return bool(self._work)
 
     def finds_work(self) -> bool:
-        """Look once as `run` does, waiting out trouble with the database; return whether a broadcast is under way."""
+        """Look once as `run` does; return whether a broadcast is under way, in trouble as far as the last look told."""
         self._guard(self.look)
         return self.has_work
 
@@ -226,14 +227,19 @@ class Sender:
     def _carry_out_scarce_calls(self) -> None:
         """Make the scarce bulk calls, in threads of their own: a turn does not wait for the calls of one recipient."""
         self._carry_out_from(self._scarce_calls, lambda: self._flow.are_bulk_calls_scarce)
-        self._release_waiting(self._scarce_calls)
+        if not self._is_given_up():
+            self._release_waiting(self._scarce_calls)
 
     def _carry_out_from(self, calls: queue.Queue[Call], is_needed: Callable[[], bool]) -> None:
         """Make calls as they come, as long as there is work and this thread is needed for it."""
-        thread = threading.current_thread()
-        while not self.stopping.is_set() and self._work and is_needed() and self._threads.get(thread.name) is thread:
+        while not self.stopping.is_set() and self._work and is_needed() and not self._is_given_up():
             with suppress(queue.Empty):
                 self._guard(partial(self._carry_out, calls.get(timeout=LOOK_SECONDS)))
+
+    def _is_given_up(self) -> bool:
+        """Return whether this thread is not one of ours any more, because its last call did not end in time."""
+        thread = threading.current_thread()
+        return self._threads.get(thread.name) is not thread
 
     def _claim_lot(self) -> list[Call]:
         return self._claims.take([work.broadcast_id for work in self._work if work.status is BroadcastStatus.SENDING])
@@ -286,12 +292,13 @@ class Sender:
     def _give_up_calls(self) -> bool:
         """Take calls that do not end as unanswered, and let new threads take the place of theirs.
 
-        If the answer ends after all, what it says is written down. Return True.
+        If messages turn out to be accepted later, that is written down. Return True.
         """
         for thread, (call, begun) in list(self._open_calls.items()):
             if time.monotonic() - begun <= LONGEST_CALL_SECONDS or self._open_calls.pop(thread, None) is None:
                 continue
-            self._threads.pop(thread.name, None)
+            if self._threads.get(thread.name) is thread:
+                del self._threads[thread.name]
             outcomes = [Outcome(Verdict.UNKNOWN, reason=_NO_END)] * len(call.batch.recipients)
             self._settle(call.batch, outcomes)
             self._heed(call, outcomes)

@@ -13,7 +13,7 @@ from registration.claims import Claims
 from registration.clock import Clock
 from registration.db import db
 from registration.flow import Flow
-from registration.trouble import Troubles
+from registration.trouble import Trouble, Troubles
 
 from .ledgers import commit, filled, statuses
 
@@ -73,6 +73,16 @@ def test_nothing_is_claimed_of_what_was_paused_a_moment_ago(made: Claims) -> Non
     commit(broadcasts.pause, broadcast_id)
 
     assert made.take([broadcast_id]) == []
+
+
+def test_while_all_broadcasts_rest_there_is_a_moment_between_two_attempts(
+    made: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast_id = filled(1)
+    monkeypatch.setattr(Trouble, "may_claim", lambda *_: False)
+
+    assert made.take([broadcast_id]) == []
+    assert made.not_before > time.monotonic()
 
 
 def test_a_broadcast_without_answers_gets_one_call_of_one_recipient(made: Claims, troubles: Troubles) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -294,6 +295,14 @@ def test_a_database_that_is_away_is_said_to_be(run: Run, monkeypatch: pytest.Mon
     assert result.exit_code == 1
     assert "The database does not answer, or lacks its tables" in result.output
     assert "Can't connect" in result.output
+
+
+def test_whoever_has_read_enough_of_the_output_is_told_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing.at_first(monkeypatch, broadcasts, "page", BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+    result = run("list")
+
+    assert (result.exit_code, result.stderr) == (1, "")
 
 
 def test_list_is_a_table_newest_first(application: Flask, run: Run) -> None:

@@ -350,7 +350,7 @@ def test_nginx_answers_in_place_of_the_application_as_it_would() -> None:
 
 def test_nginx_tells_people_in_their_languages_that_the_application_starts_anew(application: Flask) -> None:
     [page] = re.findall(r"return 503 '(<[^']*)';", NGINX)
-    [path] = re.findall(r"rewrite (\S+) /unavailable last;", NGINX)
+    [path] = re.findall(r"rewrite (\S+) /\$1/- last;", NGINX)
     paragraphs = re.findall(r'<p(?: lang="(\w+)"( dir="rtl")?)?>([^<]*)', page)
 
     with application.test_request_context():
@@ -360,6 +360,7 @@ def test_nginx_tells_people_in_their_languages_that_the_application_starts_anew(
                 assert bool(is_rtl) == (get_locale().text_direction == "rtl")
         for endpoint in ("optout.show", "optout.confirm"):
             assert re.match(path, url_for(endpoint, token="x"))
+    assert re.search(rf"location ~ \^/\(opt-out\|confirm\)/-\$ {{\s+internal;[^}}]*{re.escape(page)}", NGINX)
     assert {language or "en" for language, *_ in paragraphs} == set(optout.LANGUAGES)
 
 

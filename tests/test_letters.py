@@ -333,7 +333,7 @@ def test_a_link_to_nothing_and_an_image_that_is_none_stay_text(text: str) -> Non
     assert "<img" not in html
 
 
-@pytest.mark.parametrize(("length", "links"), [(2_000, 1), (2_001, 0)])
+@pytest.mark.parametrize(("length", "links"), [(1_990, 1), (2_001, 0)])
 def test_a_bare_address_becomes_a_link_as_a_whole_or_not_at_all(length: int, links: int) -> None:
     address = "https:" + "//open-emr.org/".ljust(length, "a")
 
@@ -355,6 +355,7 @@ def test_a_proper_link_is_one(url: str) -> None:
     "around",
     [
         "{}.",
+        "{}\u2019",
         "({})",
         "“{}”",
         "“{}.”",
@@ -376,7 +377,17 @@ def test_a_bare_address_of_the_web_becomes_a_link_without_what_is_around_it(arou
 
 
 @pytest.mark.parametrize(
-    "line", [">= 6.0.0, < 7.0.3", ">=7", ">7.0.2", "> 7.0.2 too", "10023. A bug", "2026. A year", "&lt; &amp; &nbsp;"]
+    "line",
+    [
+        ">= 6.0.0, < 7.0.3",
+        ">=7",
+        ">7, <8",
+        ">7.0.2",
+        "> 7.0.2 too",
+        "10023. A bug",
+        "2026. A year",
+        "&lt; &amp; &nbsp;",
+    ],
 )
 def test_a_line_of_versions_numbers_or_entities_is_shown_as_it_was_written(line: str) -> None:
     shown = str(escape(line))
@@ -384,6 +395,18 @@ def test_a_line_of_versions_numbers_or_entities_is_shown_as_it_was_written(line:
     assert f">{shown}</p>" in render(line)
     assert f"<br />\n{shown}</p>" in render(f"Before\n{line}")
     assert f">{shown}</li>" in render(f"- {line}")
+
+
+def test_a_quotation_ends_before_a_line_of_versions() -> None:
+    html = render("> Ann asked\n> for it.\n>= 7.0.0 and\nabove.\n\n> 7.0.2 too\n\n> > Deep\n> >= 7")
+
+    words = " ".join(Shown(html).text.split())
+    assert words == "Ann asked for it. >= 7.0.0 and above. > 7.0.2 too Deep >= 7"
+
+
+@pytest.mark.parametrize("path", ["L\u2019\u00c9tranger", "Gauss\u2013Bonnet", "Col\u00b7legi", "f(x)"])
+def test_what_is_no_quotation_mark_does_not_cut_a_bare_address(path: str) -> None:
+    assert f">https://open-emr.org/{path}</a>" in render(f"See \u201chttps://open-emr.org/{path}\u201d.")
 
 
 @pytest.mark.parametrize("text", ["> they said", ">they said", "> 5 said so", "> > 7 of them"])
@@ -444,7 +467,7 @@ def test_links_in_one_long_word_take_no_minute_to_find(link: str) -> None:
 
     rendered = render(link * (messages.LONGEST_CONTENTS // len(link)) + " https://b.example/c")
 
-    assert rendered.count("<a ") >= 2
+    assert 'href="https://b.example/c"' in rendered
     assert time.process_time() - begun < 20
 
 

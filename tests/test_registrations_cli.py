@@ -531,7 +531,7 @@ def test_an_export_without_a_database_leaves_an_older_one_alone(
 ) -> None:
     file = tmp_path / "all.csv"
     file.write_text("precious")
-    failing.at_first(monkeypatch, windows, "split", failing.deadlock())
+    failing.at_first(monkeypatch, windows, "highest_id", failing.deadlock())
 
     result = run("export", file)
 

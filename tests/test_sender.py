@@ -1084,6 +1084,43 @@ def test_calls_that_do_not_end_hold_up_nobody_else_and_count_when_they_do(
     until(lambda: ledgers.statuses(broadcast_id) == {"sent": 30})
 
 
+def test_a_call_that_does_not_end_does_not_keep_the_sender_from_stopping(
+    scripted: Sender, mailer: ScriptedMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "LONGEST_CALL_SECONDS", 1.0)
+    ledgers.filled(1)
+    may_end = threading.Event()
+
+    def end_late(recipients: Sequence[Recipient]) -> list[Outcome]:
+        assert may_end.wait(60)
+        return [ACCEPTED] * len(recipients)
+
+    mailer.script = [end_late]
+    begun = time.monotonic()
+    with running(scripted):
+        until(lambda: mailer.times)
+
+    assert time.monotonic() - begun < 20
+    may_end.set()
+
+
+def test_calls_that_do_not_end_count_as_unanswered(scripted: Sender) -> None:
+    broadcast_id = ledgers.filled(6)
+    scripted.look()
+    calls = [*scripted._claim_lot(), *scripted._claim_lot()][:2]
+    assert [len(call.batch.recipients) for call in calls] == [2, 2]
+    trouble = scripted._troubles.of(broadcast_id)
+    trouble.begin_probe(calls[0].batch.lease)
+    for call in calls:
+        scripted._open_calls[threading.Thread()] = call, time.monotonic() - sender_module.LONGEST_CALL_SECONDS
+
+    scripted._give_up_calls()
+
+    assert trouble.is_unanswered
+    assert trouble.may_claim(time.monotonic() + 60)
+    assert scripted._open_calls == {}
+
+
 def test_an_unanswered_broadcast_of_which_nobody_is_queued_costs_no_claims(
     scripted: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:

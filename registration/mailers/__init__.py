@@ -98,8 +98,8 @@ class Mailer(Protocol):
     def send(self, message: Message, recipients: Sequence[Recipient]) -> list[Outcome]:
         """Send one message to each recipient, who sees no other, and return an outcome for each, in order.
 
-        Ends within half a minute, unless an answer comes byte by byte, and raises nothing that the mail service can
-        cause.
+        Ends within half a minute, unless an answer comes byte by byte or name servers are silent, and raises nothing
+        that the mail service can cause.
         """
 
     def account(self) -> Account | None:

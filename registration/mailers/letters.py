@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from email.utils import formataddr
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader
@@ -85,13 +84,19 @@ _PATTERN_BEFORE, _PATTERN_AFTER = re.compile(r"[/\\_]"), re.compile(r"[./\\_]")
 """What is before, or after, a single one that stands for any name, as in `documents/*` and `*.php`."""
 _DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
 """Levels at which no quote and no list begins any more; a quote is one level, and a list two."""
-_RANGE = re.compile(r">(?:=|\d|\s*\d+\.\d)")
+_RANGE = re.compile(r">(?:=|\d|[ \t]*\d+\.\d)")
 """What begins a line that tells versions, such as `>= 7.0.0`, and no quotation."""
 _LONG_NUMBER = re.compile(r"\d{4}")
 """What begins a line with a year or the number of a bug; beside a list there is no room for more than three digits."""
 _LONGEST_BARE_LINK = 2_000
 """Characters; thousands of links without a space between them would else take half a minute."""
-_NO_ADDRESS = re.compile(r"\(\s*(?:<>\s*)?\)")
+_BEFORE_SPACE = re.compile(rf"\S{{0,{_LONGEST_BARE_LINK + 1}}}")
+_AFTER_LINK = re.compile(
+    r"[\u00ab\u00bb\u2018\u201a-\u201f\u2026\u2039\u203a\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]"
+    r"|\u2019(?!\w)"
+)
+"""Quotation marks that are not ASCII, three dots, and what ends a sentence in Chinese; an apostrophe ends no word."""
+_NO_ADDRESS = re.compile(r"\(\s*\)")
 BlockRule = Callable[[StateBlock, int, int, bool], bool]
 
 _templates = Environment(loader=FileSystemLoader(Path(__file__).parent.parent / "templates" / "mail"), autoescape=True)
@@ -240,14 +245,26 @@ def _down_to(level: int, rule: BlockRule) -> BlockRule:
     return lambda state, start, end, silent: state.level < level and rule(state, start, end, silent)
 
 
-def _unless(beginning: re.Pattern[str], rule: BlockRule) -> BlockRule:
-    """Return a rule that leaves lines with such a beginning for text."""
+def _read_quote(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+    """Read a quotation, up to a line such as `>= 7.0.0`; none begins with a line that tells versions."""
+    first = _beginning(state, start)
+    if not state.src.startswith(">", first) or _RANGE.match(state.src, first):
+        return False
+    for line in range(start + 1, end):
+        if state.isEmpty(line) or state.sCount[line] < state.blkIndent:
+            break
+        if state.src.startswith(">=", _beginning(state, line)):
+            return blockquote(state, start, line, silent)
+    return blockquote(state, start, end, silent)
 
-    def read(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
-        first = state.bMarks[start] + state.tShift[start]
-        return not beginning.match(state.src, first) and rule(state, start, end, silent)
 
-    return read
+def _read_list(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+    """Read a list; none begins with a number of four digits or more."""
+    return not _LONG_NUMBER.match(state.src, _beginning(state, start)) and list_block(state, start, end, silent)
+
+
+def _beginning(state: StateBlock, line: int) -> int:
+    return state.bMarks[line] + state.tShift[line]
 
 
 def _read_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
@@ -292,11 +309,11 @@ class _BareLinks(LinkifyIt):  # type: ignore[misc]
     """Finds links without marks around them; what ends a sentence or a quotation, such as `.”`, is no part of one."""
 
     def _validate_http(self, text: str, pos: int) -> int:
-        following = text[pos : pos + _LONGEST_BARE_LINK + 1]
-        link = following[: super()._validate_http(following, 0)]
-        ends = (at for at, letter in enumerate(link) if not letter.isascii() and category(letter).startswith("P"))
-        link = link[: next(ends, None)]
-        return len(link.rstrip(".,:;!?")) if len(link) <= _LONGEST_BARE_LINK else 0
+        found = _BEFORE_SPACE.match(text, pos)
+        if found is None or len(found[0]) > _LONGEST_BARE_LINK:
+            return 0
+        link = found[0][: super()._validate_http(found[0], 0)]
+        return len(_AFTER_LINK.split(link, maxsplit=1)[0].rstrip(".,:;!?"))
 
 
 def _create_markdown() -> MarkdownIt:
@@ -316,9 +333,9 @@ def _create_markdown() -> MarkdownIt:
     markdown.validateLink = lambda url: bool(_ABSOLUTE.match(url))  # type: ignore[method-assign]
     markdown.add_render_rule("fence", _fence)
     blocks = markdown.block.ruler
-    quote = _down_to(_DEEPEST_QUOTE, _unless(_RANGE, blockquote))
+    quote = _down_to(_DEEPEST_QUOTE, _read_quote)
     blocks.at("blockquote", quote, {"alt": ["paragraph", "reference", "blockquote", "list"]})
-    items = _down_to(_DEEPEST_LIST, _unless(_LONG_NUMBER, list_block))
+    items = _down_to(_DEEPEST_LIST, _read_list)
     blocks.at("list", items, {"alt": ["paragraph", "reference", "blockquote"]})
     blocks.at("table", _read_table, {"alt": ["paragraph", "reference"]})
     markdown.linkify = _BareLinks(options={"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
