@@ -89,6 +89,17 @@ def progress(broadcast_id: int) -> Progress:
     return monitoring.progress(db.session(), broadcast_id, datetime.now(UTC))
 
 
+class EndLate:
+    """Accepts everything, but does not end before it may."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+
+    def __call__(self, recipients: Sequence[Recipient]) -> list[Outcome]:
+        assert self.may_end.wait(60)
+        return [ACCEPTED] * len(recipients)
+
+
 def always(verdict: Verdict, reason: str = "Because.") -> Callable[[Sequence[Recipient]], list[Outcome]]:
     return lambda recipients: [Outcome(verdict, reason=reason)] * len(recipients)
 
@@ -1066,12 +1077,7 @@ def test_calls_that_do_not_end_hold_up_nobody_else_and_count_when_they_do(
 ) -> None:
     monkeypatch.setattr(sender_module, "LONGEST_CALL_SECONDS", 0.3)
     broadcast_id = ledgers.filled(30)
-    may_end = threading.Event()
-
-    def end_late(recipients: Sequence[Recipient]) -> list[Outcome]:
-        assert may_end.wait(60)
-        return [ACCEPTED] * len(recipients)
-
+    end_late = EndLate()
     mailer.largest = 1
     mailer.script = [end_late] * 6
     with running(scripted):
@@ -1080,7 +1086,7 @@ def test_calls_that_do_not_end_hold_up_nobody_else_and_count_when_they_do(
     left = [line for line in ledgers.lines(broadcast_id) if line.status is not DeliveryStatus.SENT]
     assert [(line.status, line.lease, line.attempts) for line in left] == [(DeliveryStatus.SENDING, None, 1)] * 6
     assert {line.reason for line in left} == {sender_module._NO_END}
-    may_end.set()
+    end_late.may_end.set()
     until(lambda: ledgers.statuses(broadcast_id) == {"sent": 30})
 
 
@@ -1089,19 +1095,14 @@ def test_a_call_that_does_not_end_does_not_keep_the_sender_from_stopping(
 ) -> None:
     monkeypatch.setattr(sender_module, "LONGEST_CALL_SECONDS", 1.0)
     ledgers.filled(1)
-    may_end = threading.Event()
-
-    def end_late(recipients: Sequence[Recipient]) -> list[Outcome]:
-        assert may_end.wait(60)
-        return [ACCEPTED] * len(recipients)
-
+    end_late = EndLate()
     mailer.script = [end_late]
     begun = time.monotonic()
     with running(scripted):
         until(lambda: mailer.times)
 
     assert time.monotonic() - begun < 20
-    may_end.set()
+    end_late.may_end.set()
 
 
 def test_calls_that_do_not_end_count_as_unanswered(scripted: Sender) -> None:

@@ -12,6 +12,7 @@ from registration import ROOT
 
 LEVELS = {
     "registration.errors": 0,
+    "registration.markdown": 0,
     "registration.markup": 0,
     "registration.networks": 0,
     "registration.spreadsheets": 0,
@@ -68,7 +69,9 @@ LEVELS = {
     "application": 13,
 }
 """A module imports only from lower levels, or inside its own package. Settings and logging are set up at the top."""
-LEAVES = {f"registration.{name}" for name in ("errors", "addresses", "markup", "messages", "versions", "networks")}
+LEAVES = {
+    f"registration.{name}" for name in ("errors", "addresses", "markdown", "markup", "messages", "versions", "networks")
+}
 LEAVES |= {f"registration.{name}" for name in ("mailers", "spreadsheets", "tokens")}
 EDGE = {"registration", "registration.web", "registration.cli", "registration.db", "logger", "application"}
 EDGE |= {"registration.registrations_cli", "registration.services"}
