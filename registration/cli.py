@@ -160,6 +160,8 @@ def list_(limit: int, *, as_json: bool) -> None:
 @_id
 def show(broadcast_id: int, *, follow: bool, as_json: bool) -> None:
     """Show how far a broadcast has come, and what became of its messages."""
+    if as_json and follow:
+        raise click.UsageError("--json shows it once. Leave out --follow.")
     progress = _progress(broadcast_id)
     told = figures.of_feedback(progress.sent, feedback.counts(db.session(), broadcast_id))
     db.session.rollback()

@@ -13,7 +13,7 @@ from linkify_it import LinkifyIt
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, blockquote, list_block, table
 from markdown_it.rules_block.table import escapedSplit, getLine
-from markdown_it.rules_inline import StateInline, emphasis, link
+from markdown_it.rules_inline import StateInline, emphasis, image, link
 from markdown_it.token import Token
 from markupsafe import escape
 
@@ -40,8 +40,8 @@ _DIRECTED = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockqu
 _PRE = f"""margin: 0 0 16px; padding: 12px 14px; border-radius: 6px; background: #eef1f4;
  font: 14px/1.5 {_MONOSPACE}; white-space: pre-wrap; overflow-wrap: anywhere;""".replace("\n", "")
 _ABSOLUTE = re.compile(r"https?://[^/]|mailto:[^?]", re.IGNORECASE)
-_LANGUAGE = re.compile(r"[\w+#.-]*")
-"""What follows a fence and says in which language the code is."""
+_LANGUAGE = re.compile(r"[\w+#.-]*\s*")
+"""What follows a fence at once and says in which language the code is."""
 _WORD_BEFORE = re.compile(r"[\w\\.@=~$]|(?<!\*\*)/", re.ASCII)
 _WORD_AFTER = re.compile(r"[\w\\@=~$]|/(?!\*\*\w)|\.\w", re.ASCII)
 """What is before, or after, an asterisk inside a word, a path or a calculation, unlike in `**this**/**that**`."""
@@ -49,18 +49,23 @@ _PATTERN_BEFORE, _PATTERN_AFTER = re.compile(r"[/\\_]"), re.compile(r"[./\\_]")
 """What is before, or after, a single one that stands for any name, as in `documents/*` and `*.php`."""
 _DEEPEST_QUOTE, _DEEPEST_LIST = 5, 10
 """Levels at which no quote and no list begins any more; a quote is one level, and a list two."""
-_RANGE = re.compile(r">(?:=|\d|[ \t]*\d+\.\d)")
-"""What begins a line that tells versions, such as `>= 7.0.0`, and no quotation."""
-_LONG_NUMBER = re.compile(r"\d{4}")
-"""What begins a line with a year or the number of a bug; beside a list there is no room for more than three digits."""
+_RANGE, _RANGE_IN_QUOTE = re.compile(r">[ \t]*(?:=|[vV]?\d)"), re.compile(r">(?:=|[vV]?\d)")
+"""What begins a line that tells versions, such as `>= 7.0.0`, and no quotation, or inside one."""
+_NO_ITEM = re.compile(r"\+|0\d|\d{4}|\d+\)")
+"""What begins a telephone number, a date or the number of a bug. A list would show it without the sign, the nought or
+the bracket, and has no room beside it for more than three digits."""
+_OPENING, _CLOSING = "\"'([{<", "\"')]}>"
+"""What is around asterisks that are spoken of, as in `(*)`."""
 _LONGEST_BARE_LINK = 2_000
 """Characters; thousands of links without a space between them would else take half a minute."""
 _BEFORE_SPACE = re.compile(rf"\S{{0,{_LONGEST_BARE_LINK + 1}}}")
 _AFTER_LINK = re.compile(
-    r"[\u00ab\u00bb\u2018\u201a-\u201f\u2026\u2039\u203a\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]"
-    r"|\u2019(?!\w)"
+    r"[\u00ab\u00bb\u2018\u201a-\u201f\u2014\u2026\u2039\u203a\u3008-\u3011\u3014\u3015\uff08\uff09\uff3b\uff3d]"
+    r"|[\u060c\u061b\u061f\u06d4\u0964\u0965\u3001\u3002\uff01\uff0c\uff0e\uff1a\uff1b\uff1f\uff61]"
+    r"|[\u200b\u200e\u200f\ufeff]|\u2019(?!\w)"
 )
-"""Quotation marks that are not ASCII, three dots, and what ends a sentence in Chinese; an apostrophe ends no word."""
+"""Quotation marks, brackets and dashes that are not ASCII, what ends a sentence in Arabic, Hindi or Chinese, and what
+is not seen; an apostrophe ends no word."""
 _NO_ADDRESS = re.compile(r"\(\s*\)")
 BlockRule = Callable[[StateBlock, int, int, bool], bool]
 
@@ -103,8 +108,10 @@ def _direct(tokens: Sequence[Token]) -> None:
 
 def _fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
     """Return what is between fences, below what follows the first of them if that is more than a language's name."""
-    info, code = tokens[index].info.strip(), f'<pre style="{_PRE}">{escape(tokens[index].content)}</pre>\n'
-    return code if _LANGUAGE.fullmatch(info) else f'<p style="{_STYLES["p"]}">{escape(info)}</p>\n{code}'
+    info, content = tokens[index].info, tokens[index].content
+    code = f'<pre style="{_PRE}">{escape(content)}</pre>\n'
+    is_language = _LANGUAGE.fullmatch(info) and (content or not info)
+    return code if is_language else f'<p style="{_STYLES["p"]}">{escape(info.strip())}</p>\n{code}'
 
 
 def _down_to(level: int, rule: BlockRule) -> BlockRule:
@@ -120,14 +127,14 @@ def _read_quote(state: StateBlock, start: int, end: int, silent: bool) -> bool: 
     for line in range(start + 1, end):
         if state.isEmpty(line) or state.sCount[line] < state.blkIndent:
             break
-        if state.src.startswith(">=", _beginning(state, line)):
+        if _RANGE_IN_QUOTE.match(state.src, _beginning(state, line)):
             return blockquote(state, start, line, silent)
     return blockquote(state, start, end, silent)
 
 
 def _read_list(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
-    """Read a list; none begins with a number of four digits or more."""
-    return not _LONG_NUMBER.match(state.src, _beginning(state, start)) and list_block(state, start, end, silent)
+    """Read a list, but none of telephone numbers, dates or numbers of bugs."""
+    return not _NO_ITEM.match(state.src, _beginning(state, start)) and list_block(state, start, end, silent)
 
 
 def _beginning(state: StateBlock, line: int) -> int:
@@ -153,6 +160,7 @@ def _emphasize(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markd
     if state.src[start] == "_" or not emphasis.tokenize(state, silent):
         return False
     is_single = len(state.delimiters) == before + 1
+    is_spoken_of = start > 0 and state.src[start - 1] in _OPENING and state.src[state.pos : state.pos + 1] in _CLOSING
     opens = not (start and _WORD_BEFORE.match(state.src, start - 1)) and not (
         is_single and _PATTERN_AFTER.match(state.src, state.pos)
     )
@@ -160,8 +168,8 @@ def _emphasize(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markd
         is_single and start and _PATTERN_BEFORE.match(state.src, start - 1)
     )
     for delimiter in state.delimiters[before:]:
-        delimiter.open &= opens
-        delimiter.close &= closes
+        delimiter.open &= opens and not is_spoken_of
+        delimiter.close &= closes and not is_spoken_of
     return True
 
 
@@ -170,6 +178,12 @@ def _read_link(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markd
     end = state.md.helpers.parseLinkLabel(state, state.pos)
     has_words = bool(state.src[state.pos + 1 : end].strip())
     return has_words and not _NO_ADDRESS.match(state.src, end + 1) and link(state, silent)
+
+
+def _read_image(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  markdown-it's
+    """Read an image; an exclamation mark that ends a word begins none, but a link may follow it."""
+    ends_a_word = state.pos > 0 and state.src[state.pos - 1].isalnum()
+    return not ends_a_word and image(state, silent)
 
 
 class _BareLinks(LinkifyIt):  # type: ignore[misc]
@@ -194,10 +208,12 @@ def _create_markdown() -> MarkdownIt:
     markdown.enable(["table", "linkify"]).disable(["code", "reference", "lheading", "escape", "entity"])
     markdown.inline.ruler.at("emphasis", _emphasize)
     markdown.inline.ruler.at("link", _read_link)
+    markdown.inline.ruler.at("image", _read_image)
     # It finds links in the middle of a word too, and needs a minute and a half for 100 KB of them; the core rule finds
     # those that follow white space or punctuation.
     markdown.inline.ruler.disable("linkify")
     markdown.validateLink = lambda url: bool(_ABSOLUTE.match(url))  # type: ignore[method-assign]
+    markdown.normalizeLinkText = lambda link: link  # type: ignore[method-assign]
     markdown.add_render_rule("fence", _fence)
     blocks = markdown.block.ruler
     quote = _down_to(_DEEPEST_QUOTE, _read_quote)

@@ -297,6 +297,13 @@ def test_a_database_that_is_away_is_said_to_be(run: Run, monkeypatch: pytest.Mon
     assert "Can't connect" in result.output
 
 
+def test_figures_that_are_to_be_followed_are_not_json(run: Run) -> None:
+    result = run("show", "1", "--json", "--follow")
+
+    assert result.exit_code == 2
+    assert "Leave out --follow" in result.output
+
+
 def test_whoever_has_read_enough_of_the_output_is_told_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failing.at_first(monkeypatch, broadcasts, "page", BrokenPipeError(errno.EPIPE, "Broken pipe"))
 

@@ -119,6 +119,7 @@ def test_plain_text_keeps_its_lines_and_its_indentation_is_no_code() -> None:
         "5*3*2 = 30 and 2**3**4",
         r"Remove *.php from sites/default/documents/* and *.php in C:\dir\*, *.*, or *_old and log_*",
         "src/**/*.js, **/docs/**/*.php, **/**/x and /**/",
+        "Use \"*\" or '*', (*) or [*], 'openemr'@'*' or '*'@'localhost', and {**} or \"**\"",
         r"Escape \* and \_ and \# and \\",
     ],
 )
@@ -203,6 +204,21 @@ def test_a_bare_address_becomes_a_link_as_a_whole_or_not_at_all(length: int, lin
     assert render(f"See {address}.").count("<a ") == links
 
 
+def test_an_exclamation_mark_before_a_link_makes_no_image_of_it() -> None:
+    html = render("Update now![Notes](https://open-emr.org) ![Logo](https://open-emr.org/logo.png)")
+
+    assert 'now!<a href="https://open-emr.org"' in html
+    assert 'alt="Logo"' in html
+    assert html.count("<img") == 1
+
+
+def test_a_bare_address_is_shown_as_it_was_written() -> None:
+    address = "https://open-emr.org/a%20b%2Ac%E2%80%AEd"
+
+    assert f'href="{address}"' in render(address)
+    assert f">{address}</a>" in render(address)
+
+
 @pytest.mark.parametrize("words", ["", " "])
 def test_a_link_without_words_shows_its_address(words: str) -> None:
     assert ">https://open-emr.org</a>" in render(f"[{words}](https://open-emr.org)")
@@ -228,6 +244,10 @@ def test_a_proper_link_is_one(url: str) -> None:
         "{}…",
         "{}!",
         "{}。然后",
+        "{}، then",
+        "{}। then",
+        "{}\u2014it",
+        "{}\u200b",
         "{}: this",
         "<{}>",
     ],
@@ -246,8 +266,14 @@ def test_a_bare_address_of_the_web_becomes_a_link_without_what_is_around_it(arou
         ">7, <8",
         ">7.0.2",
         "> 7.0.2 too",
+        "> 8",
+        "> v8.0, < 9",
+        ">v8",
         "10023. A bug",
         "2026. A year",
+        "01. October",
+        "1) one",
+        "+ 1 555 123",
         "&lt; &amp; &nbsp;",
     ],
 )
@@ -257,13 +283,14 @@ def test_a_line_of_versions_numbers_or_entities_is_shown_as_it_was_written(line:
     assert f">{shown}</p>" in render(line)
     assert f"<br />\n{shown}</p>" in render(f"Before\n{line}")
     assert f">{shown}</li>" in render(f"- {line}")
+    assert f">{shown}</p>" in render(f"> Somebody asked.\n\n{line}")
 
 
 def test_a_quotation_ends_before_a_line_of_versions() -> None:
-    html = render("> Ann asked\n> for it.\n>= 7.0.0 and\nabove.\n\n> 7.0.2 too\n\n> > Deep\n> >= 7")
+    html = render("> Ann asked\n> for it.\n>= 7.0.0 and\nabove.\n\n> So?\n>7 is.\n\n> 7.0.2 too\n\n> > Deep\n> >= 7")
 
     words = " ".join(Shown(html).text.split())
-    assert words == "Ann asked for it. >= 7.0.0 and above. > 7.0.2 too Deep >= 7"
+    assert words == "Ann asked for it. >= 7.0.0 and above. So? >7 is. > 7.0.2 too Deep >= 7"
 
 
 @pytest.mark.parametrize("path", ["L\u2019\u00c9tranger", "Gauss\u2013Bonnet", "Col\u00b7legi", "f(x)"])
@@ -271,7 +298,7 @@ def test_what_is_no_quotation_mark_does_not_cut_a_bare_address(path: str) -> Non
     assert f">https://open-emr.org/{path}</a>" in render(f"See \u201chttps://open-emr.org/{path}\u201d.")
 
 
-@pytest.mark.parametrize("text", ["> they said", ">they said", "> 5 said so", "> > 7 of them"])
+@pytest.mark.parametrize("text", ["> they said", ">they said", "> they said so 5 times", "> > they"])
 def test_what_was_said_is_a_quotation(text: str) -> None:
     assert "<blockquote" in render(text)
 
@@ -284,6 +311,13 @@ def test_links_in_one_long_word_take_no_minute_to_find(link: str) -> None:
 
     assert 'href="https://b.example/c"' in rendered
     assert time.process_time() - begun < 20
+
+
+@pytest.mark.parametrize("text", ["```reboot\n```", "``` iisreset\nthen log in\n```"])
+def test_words_beside_a_fence_are_no_language_where_a_language_is_not_meant(text: str) -> None:
+    words = re.findall(r"\w+", text)
+
+    assert re.findall(r"\w+", Shown(render(text)).text) == words
 
 
 def test_lines_between_fences_are_shown_as_typed() -> None:
