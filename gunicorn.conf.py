@@ -27,10 +27,11 @@ bind = "127.0.0.1:8000"  # where Elastic Beanstalk's nginx looks for a Python ap
 worker_class = "gthread"
 workers = 2
 threads = WEB_THREADS  # a broadcast holds one while it waits; of the rest, the more wait together the fewer the commits
+worker_connections = WEB_THREADS  # who comes when all are busy waits for the first that is free, in either worker
 
 timeout = 60  # of a worker's heartbeat, not of a request
 graceful_timeout = 55  # a broadcast waits 45 seconds, up to 50 if set so; systemd kills whatever is left after 90
-keepalive = 75  # longer than nginx keeps an idle connection, so that it never reuses one that is being closed
+keepalive = 0  # Elastic Beanstalk's nginx opens a connection for each request; an idle one would hold a place
 
 limit_request_line = 8190  # as much as nginx lets through
 control_socket_disable = True  # nothing here talks to gunicornc

@@ -19,24 +19,22 @@ from .load import Connection
 
 FEW, MANY = 1_000, 1_000_000
 REQUESTS, STATEMENTS = 1_000, 7
-REQUEST = b"GET /api/registration/unique HTTP/1.1\r\nHost: registration.example.org\r\n\r\n"
+REQUEST = b"GET /api/registration/unique HTTP/1.1\r\nHost: registration.example.org\r\nConnection: close\r\n\r\n"
 
 
 def run(server: mariadb.Server) -> None:
     """Ask for both counts alternately, and print medians, their ratio and the rows that the database reads."""
     with servers.service(_fill(server, FEW)) as port_of_few, servers.service(_fill(server, MANY)) as port_of_many:
-        connections = {FEW: Connection(port_of_few), MANY: Connection(port_of_many)}
+        ports = {FEW: port_of_few, MANY: port_of_many}
         for _ in range(50):
-            for size, connection in connections.items():
-                _ask(connection, size)
-        request: dict[int, list[float]] = {size: [] for size in connections}
+            for size, port in ports.items():
+                _ask(port, size)
+        request: dict[int, list[float]] = {size: [] for size in ports}
         for _ in range(REQUESTS):
-            for size, connection in connections.items():
-                request[size].append(_seconds(partial(_ask, connection, size)))
-        rows_read = {size: _rows_read(server, connection, size) for size, connection in connections.items()}
-        for connection in connections.values():
-            connection.socket.close()
-    statement = {size: _select_count(server, size) for size in connections}
+            for size, port in ports.items():
+                request[size].append(_seconds(partial(_ask, port, size)))
+        rows_read = {size: _rows_read(server, port, size) for size, port in ports.items()}
+    statement = {size: _select_count(server, size) for size in ports}
     report.table(
         f"GET /api/registration/unique, medians of {REQUESTS:,} requests each, alternately",
         ["registrations", "request ms", "rows read a request", "SELECT COUNT(*) alone ms"],
@@ -47,7 +45,7 @@ def run(server: mariadb.Server) -> None:
                 f"{rows_read[size]:.1f}",
                 f"{statistics.median(statement[size]) * 1000:.2f}",
             ]
-            for size in connections
+            for size in ports
         ],
     )
     ratio = statistics.median(request[MANY]) / statistics.median(request[FEW])
@@ -70,10 +68,12 @@ def _database(size: int) -> str:
     return f"registrations_{size}"
 
 
-def _ask(connection: Connection, expected: int) -> None:
+def _ask(port: int, expected: int) -> None:
+    connection = Connection(port)
     connection.send(REQUEST)
     while not connection.receive(b"HTTP/1.1 200 "):
         pass
+    connection.socket.close()
     count = json.loads(connection.received.partition(b"\r\n\r\n")[2])["count"]
     if count != expected:
         raise AssertionError(f"The service counts {count} registrations where there are {expected}.")
@@ -85,14 +85,14 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun_at
 
 
-def _rows_read(server: mariadb.Server, connection: Connection, size: int) -> float:
+def _rows_read(server: mariadb.Server, port: int, size: int) -> float:
     """Return how many rows the storage engine reads for a request, without what asking for that figure reads."""
     requests = 100
     start = _handler_reads(server)
     idle = _handler_reads(server) - start
     start = _handler_reads(server)
     for _ in range(requests):
-        _ask(connection, size)
+        _ask(port, size)
     return (_handler_reads(server) - start - idle) / requests
 
 

@@ -238,6 +238,11 @@ def test_gunicorn_runs_threads_that_fit_the_pools() -> None:
     assert config.WEB_CONNECTIONS <= GUNICORN["threads"] == config.WEB_THREADS
 
 
+def test_a_gunicorn_worker_takes_no_request_that_would_wait_for_one_of_its_threads() -> None:
+    assert GUNICORN["worker_connections"] == GUNICORN["threads"]
+    assert GUNICORN["keepalive"] == 0  # else an idle connection would count as well
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Only Linux keeps a process on a processor.")
 def test_each_gunicorn_worker_stays_on_a_processor_of_its_own() -> None:
     allowed = sorted(os.sched_getaffinity(0))
