@@ -89,19 +89,20 @@ def export(file: IO[str], form: str) -> None:
     In CSV a cell that a spreadsheet would calculate gets an apostrophe in front; the import takes it off again.
     """
     found = list(windows.split(db.session(), transfers.IDS_AT_ONCE))  # first: without a database no file is emptied
-    if file.name != sys.stdout.name:
+    if is_own := file.name != sys.stdout.name:
         with contextlib.suppress(OSError):  # the first write says what is wrong
             Path(file.name).touch(mode=0o600)
-    writer = csv.writer(file)
-    if form == "csv":
-        writer.writerow(COLUMNS)
-    for window in found:
-        lines = transfers.lines_of(db.session(), window)
-        db.session.rollback()
+    with file if is_own else contextlib.nullcontext():  # closed here, so that a full disk is an error of this command
+        writer = csv.writer(file)
         if form == "csv":
-            writer.writerows([spreadsheets.guard(cell) for cell in line] for line in lines)
-        else:
-            file.writelines(json.dumps(dict(zip(COLUMNS, line, strict=True))) + "\n" for line in lines)
+            writer.writerow(COLUMNS)
+        for window in found:
+            lines = transfers.lines_of(db.session(), window)
+            db.session.rollback()
+            if form == "csv":
+                writer.writerows([spreadsheets.guard(cell) for cell in line] for line in lines)
+            else:
+                file.writelines(json.dumps(dict(zip(COLUMNS, line, strict=True))) + "\n" for line in lines)
 
 
 @registrations_group.command()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import click
 import pytest
 from click.testing import Result
 from flask import Flask
@@ -546,6 +547,7 @@ def test_an_export_to_a_full_disk_ends_with_a_sentence(run: Run) -> None:
 
     assert result.exit_code == 1
     assert "Error: A file could not be read or written: No space left on device." in result.output
+    assert click.get_current_context(silent=True) is None  # which a file that fails later would leave behind
 
 
 def test_an_export_as_json_lines_leaves_out_who_was_erased(application: Flask, run: Run) -> None:
