@@ -69,8 +69,7 @@ def _database(size: int) -> str:
 
 
 def _ask(port: int, expected: int) -> None:
-    connection = Connection(port)
-    connection.send(REQUEST)
+    connection = Connection(port, REQUEST)
     while not connection.receive(b"HTTP/1.1 200 "):
         pass
     connection.socket.close()

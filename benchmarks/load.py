@@ -1,4 +1,4 @@
-"""A load generator in a process of its own: keeps so many connections busy with registrations and reports as JSON.
+"""A load generator in a process of its own: has some registrations under way all the time and reports as JSON.
 
 Each request has a connection of its own, as in production: Elastic Beanstalk's nginx asks for each to be closed
 (`Connection: close`, in `.platform/nginx/nginx.conf`). The time that it takes to connect belongs to the request. It
@@ -16,15 +16,9 @@ import socket
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 
 WARM_UP_SECONDS = 0.5
-OPENING_SECONDS = 0.4
-"""In which the connections are opened, one after another, as a proxy opens one when those it has are busy.
-
-Of 16 that come in the same instant, one of two gunicorn workers was seen to take up to all.
-"""
 PATIENCE_SECONDS = 30.0
 _HEAD_END, _LENGTH = b"\r\n\r\n", b"Content-Length: "
 
@@ -36,14 +30,10 @@ class UnexpectedAnswerError(Exception):
 class Connection:
     """A connection to a server on this machine, and the one request on it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, request: bytes) -> None:
         self.begun_at = time.perf_counter()
         self.received = b""
         self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def send(self, request: bytes) -> None:
-        """Send the request, which began with the connection."""
         self.socket.sendall(request)
 
     def receive(self, status: bytes) -> bool:
@@ -82,17 +72,13 @@ def keep_busy(port: int, connections: int, seconds: float, requests: Iterator[by
     """
     latencies: list[float] = []
     with selectors.DefaultSelector() as selector:
-        begun_at = time.perf_counter()
-        to_open = deque(begun_at + number * OPENING_SECONDS / connections for number in range(connections))
-        warm_at = begun_at + WARM_UP_SECONDS
+        warm_at = time.perf_counter() + WARM_UP_SECONDS
         end_at = warm_at + seconds
-        while to_open or selector.get_map():
-            if to_open and time.perf_counter() >= to_open[0]:
-                to_open.popleft()
-                _begin(Connection(port), next(requests), selector)
-            patience = max(0.0, to_open[0] - time.perf_counter()) if to_open else PATIENCE_SECONDS
-            events = selector.select(patience)
-            if not events and not to_open:
+        for _ in range(connections):
+            _begin(port, next(requests), selector)
+        while selector.get_map():
+            events = selector.select(PATIENCE_SECONDS)
+            if not events:
                 raise UnexpectedAnswerError(f"(nothing for {PATIENCE_SECONDS:.0f} seconds)")
             for connection in [key.data for key, _ in events if key.data.receive(b"HTTP/1.1 201 ")]:
                 now = time.perf_counter()
@@ -101,12 +87,12 @@ def keep_busy(port: int, connections: int, seconds: float, requests: Iterator[by
                 selector.unregister(connection.socket)
                 connection.socket.close()
                 if now <= end_at:
-                    _begin(Connection(port), next(requests), selector)
+                    _begin(port, next(requests), selector)
     return latencies
 
 
-def _begin(connection: Connection, request: bytes, selector: selectors.BaseSelector) -> None:
-    connection.send(request)
+def _begin(port: int, request: bytes, selector: selectors.BaseSelector) -> None:
+    connection = Connection(port, request)
     selector.register(connection.socket, selectors.EVENT_READ, connection)
 
 
