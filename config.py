@@ -24,11 +24,11 @@ DEVELOPMENT_PIN = "development-pin"
 DEVELOPMENT_KEY = "development-key-that-everybody-can-read"
 SHORTEST_KEY = 32
 SHORTEST_PIN = 8
-WEB_THREADS = 12
+WEB_THREADS = 8
 """Threads of one gunicorn worker."""
 WEB_CONNECTIONS = 8
-"""Connections in each of the two larger of its three pools, see `registration/db.py`. Fewer than threads: registrations
-share the one connection of the third pool, and a broadcast request that waits for its end holds none."""
+"""Connections in each of the two larger of its three pools, see `registration/db.py`. No more than threads:
+registrations share the one connection of the third pool, and a broadcast request that waits for its end holds none."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _HOST_AND_PORT = re.compile(r"([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)

@@ -20,7 +20,7 @@ from sqlalchemy.orm import sessionmaker
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import logger
-from config import WEB_CONNECTIONS, Config
+from config import WEB_CONNECTIONS, WEB_THREADS, Config
 
 from . import cli, event_queue, registrations_cli, services
 from .counting import ConfirmedCount
@@ -98,7 +98,7 @@ def _create_services(application: Flask, config: Config) -> Services:
     tokens = Tokens([key.strip() for key in config.TOKEN_KEYS.split(",")], config.PUBLIC_URL)
     return Services(
         tokens=tokens,
-        registrar=Registrar(autocommit, rows, tokens=tokens, confirm=config.CONFIRM_REGISTRATIONS),
+        registrar=Registrar(autocommit, rows, tokens=tokens, most=WEB_THREADS, confirm=config.CONFIRM_REGISTRATIONS),
         confirmed_count=ConfirmedCount(engine),
         limits=Limits(
             per_network=config.REGISTRATIONS_PER_NETWORK,

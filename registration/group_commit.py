@@ -3,7 +3,8 @@
 The round trips and the flush of the database's log are most of what a small transaction costs, and they cost the same
 for one row as for ten. Those that come while one is under way share the next; and as long as they do not come alone,
 each is held back for a moment, as PostgreSQL does with commit_delay and commit_siblings
-(https://www.postgresql.org/docs/current/wal-configuration.html). What comes alone does not wait.
+(https://www.postgresql.org/docs/current/wal-configuration.html). What comes alone does not wait, nor do those that are
+as many as can come.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 PAUSE_SECONDS = 0.002
-"""What a write waits for more items: about as long as a thread needs to bring one on a busy machine."""
+"""What a write waits for more items, at most: about as long as a thread needs to bring one on a busy machine."""
 
 COMPANY_SECONDS = 0.1
 """How long after items that came together the next are expected to."""
@@ -36,14 +37,16 @@ class _Entry(Generic[Item]):
 class GroupCommit(Generic[Item]):
     """Commits items through `write`, which takes several and returns what went wrong with each: None where nothing did.
 
-    What `write` raises went wrong with all of them.
+    What `write` raises went wrong with all of them. `most` is how many threads bring items.
     """
 
-    def __init__(self, write: Callable[[Sequence[Item]], Sequence[BaseException | None]]) -> None:
+    def __init__(self, write: Callable[[Sequence[Item]], Sequence[BaseException | None]], *, most: int) -> None:
         self._write = write
+        self._most = most
         self._guard = threading.Lock()
         self._waiting: list[_Entry[Item]] = []
         self._has_leader = False
+        self._all_are_here = threading.Event()
         self._company_until = 0.0
 
     def commit(self, item: Item) -> None:
@@ -51,6 +54,8 @@ class GroupCommit(Generic[Item]):
         entry = _Entry(item)
         with self._guard:
             self._waiting.append(entry)
+            if len(self._waiting) >= self._most:
+                self._all_are_here.set()
             must_wait, self._has_leader = self._has_leader, True
         if must_wait:
             entry.turn.acquire()
@@ -62,8 +67,9 @@ class GroupCommit(Generic[Item]):
     def _lead(self) -> None:
         """Commit all that waits, and give the lead to the first of those that came meanwhile."""
         if time.monotonic() < self._company_until:
-            time.sleep(PAUSE_SECONDS)
+            self._all_are_here.wait(PAUSE_SECONDS)
         with self._guard:
+            self._all_are_here.clear()
             group, self._waiting = self._waiting, []
         errors = self._write_all([entry.item for entry in group])
         self._company_until = time.monotonic() + COMPANY_SECONDS if len(group) > 1 else 0.0

@@ -48,18 +48,20 @@ _KNOWN_MAILBOXES = union_all(
 
 
 class Registrar:
-    """Registers addresses, for any number of threads.
+    """Registers addresses, for any number of threads, of which `most` are at work at the same time.
 
     New rows are inserted in transactions of `rows_engine`. On `engine`, in autocommit mode, each statement stands for
     itself, and a repeated request completes what a lost one began. `tokens` tell who was erased.
     """
 
-    def __init__(self, engine: Engine, rows_engine: Engine, *, tokens: Tokens, confirm: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, rows_engine: Engine, *, tokens: Tokens, most: int, confirm: bool = False
+    ) -> None:
         self._engine = engine
         self._rows_engine = rows_engine
         self._tokens = tokens
         self._first_status = RegistrationStatus.UNCONFIRMED if confirm else RegistrationStatus.ACTIVE
-        self._rows = GroupCommit(self._insert)
+        self._rows = GroupCommit(self._insert, most=most)
 
     def register(
         self,

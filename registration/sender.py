@@ -23,7 +23,7 @@ from .claims import Call, Claims
 from .clock import Clock
 from .confirmation_sender import ConfirmationSender
 from .db import code_of, is_deadlock
-from .flow import Flow
+from .flow import MOST_IN_FLIGHT, Flow
 from .group_commit import GroupCommit
 from .housekeeping import Housekeeper, Timetable
 from .ledger import Batch
@@ -95,7 +95,7 @@ class Sender:
         self._clock = Clock(lambda: self.now())  # noqa: PLW0108  `now` may be replaced
         self._expire_from = time.monotonic() + GRACE_SECONDS
         self._has_more = False
-        self._settled = GroupCommit(self._write_down)
+        self._settled = GroupCommit(self._write_down, most=MOST_IN_FLIGHT)
         self._timetable = Timetable()
         self._housekeeper = Housekeeper(self.sessions, ip_retention=self.ip_retention)
         self._confirmations = ConfirmationSender(

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -262,13 +263,31 @@ def test_each_gunicorn_worker_stays_on_a_processor_of_its_own() -> None:
     assert run_hook(f"['post_fork'](None, {worker}); print(os.sched_getaffinity(0))") == str({allowed[-1]})
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Only Linux lets a thread not be interrupted.")
+def test_the_threads_of_a_gunicorn_worker_do_not_interrupt_each_other() -> None:
+    policy = "threading.Thread(target=lambda: print(os.sched_getscheduler(0))).start()"
+
+    assert run_hook(f"['post_fork'](None, types.SimpleNamespace(processor=0)); {policy}") == str(os.SCHED_BATCH)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Only Linux lets a thread not be interrupted.")
+def test_a_gunicorn_worker_starts_where_its_threads_may_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    forbidden = Mock(side_effect=PermissionError)
+    monkeypatch.setattr("os.sched_setscheduler", forbidden)
+    monkeypatch.setattr("os.sched_setaffinity", Mock())
+
+    GUNICORN["post_fork"](None, SimpleNamespace(processor=0))
+
+    forbidden.assert_called_once()
+
+
 def test_a_gunicorn_worker_collects_no_garbage_among_what_it_loaded() -> None:
     assert int(run_hook("['post_worker_init'](None); print(gc.get_freeze_count())")) > 10_000
 
 
 def run_hook(call: str) -> str:
     """Call a function of gunicorn.conf.py in a process of its own, and return what is printed."""
-    code = f"import gc, os, runpy, types; runpy.run_path('gunicorn.conf.py'){call}"
+    code = f"import gc, os, runpy, threading, types; runpy.run_path('gunicorn.conf.py'){call}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 

@@ -33,9 +33,11 @@ def await_waiting(group: GroupCommit[int], number: int) -> None:
     until(lambda: len(group._waiting) >= number)
 
 
-def insert_together(table: Table, values: Sequence[int]) -> tuple[GroupCommit[int], dict[int, Exception | None]]:
+def insert_together(
+    table: Table, values: Sequence[int], *, most: int = 10
+) -> tuple[GroupCommit[int], dict[int, Exception | None]]:
     """Insert the first value, the others while its statement is under way; return the group and what each got."""
-    group, outcomes = GroupCommit(table.insert), dict[int, Exception | None]()
+    group, outcomes = GroupCommit(table.insert, most=most), dict[int, Exception | None]()
 
     def insert(value: int) -> None:
         try:
@@ -76,7 +78,7 @@ def test_after_what_had_company_the_next_is_held_back_for_more(monkeypatch: pyte
         companion.start()
         await_waiting(group, 2)
 
-    monkeypatch.setattr("registration.group_commit.time.sleep", pause)
+    monkeypatch.setattr(group._all_are_here, "wait", pause)
     group.commit(4)
     companion.join()
 
@@ -85,13 +87,27 @@ def test_after_what_had_company_the_next_is_held_back_for_more(monkeypatch: pyte
 
 def test_what_comes_long_after_such_company_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registration.group_commit.COMPANY_SECONDS", 0)
-    monkeypatch.setattr("registration.group_commit.time.sleep", lambda _: pytest.fail("It waited."))
     table = Table()
     group, _ = insert_together(table, [1, 2, 3])
+    monkeypatch.setattr(group._all_are_here, "wait", lambda _: pytest.fail("It waited."))
 
     group.commit(4)
 
     assert table.statements[2:] == [[4]]
+
+
+def test_when_all_are_here_that_can_come_nobody_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registration.group_commit.COMPANY_SECONDS", 60)
+    monkeypatch.setattr("registration.group_commit.PAUSE_SECONDS", 3600)
+    table = Table()
+    group, _ = insert_together(table, [1, 2, 3], most=3)
+
+    for number, values in enumerate(([4, 5, 6], [7, 8, 9]), 3):
+        for value in values:
+            threading.Thread(target=group.commit, args=(value,), daemon=True).start()
+        until(lambda number=number: len(table.statements) == number)
+
+    assert [sorted(statement) for statement in table.statements[2:]] == [[4, 5, 6], [7, 8, 9]]
 
 
 def test_what_is_refused_costs_its_company_nothing() -> None:
@@ -113,7 +129,7 @@ def test_what_is_raised_went_wrong_with_all_of_them() -> None:
 
 
 def test_a_wrong_number_of_results_is_an_error_of_all_and_hangs_nobody() -> None:
-    group: GroupCommit[int] = GroupCommit(lambda _: [])
+    group: GroupCommit[int] = GroupCommit(lambda _: [], most=10)
 
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):
@@ -123,7 +139,7 @@ def test_a_wrong_number_of_results_is_an_error_of_all_and_hangs_nobody() -> None
 def test_what_comes_one_after_another_does_not_wait_for_more() -> None:
     table = Table()
     table.may_end.set()
-    group = GroupCommit(table.insert)
+    group = GroupCommit(table.insert, most=10)
 
     for value in (1, 2, 3):
         group.commit(value)
