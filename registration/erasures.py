@@ -10,15 +10,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from . import addresses
 from .models import Erasure, Registration
 from .tokens import Tokens
-
-NOTED = select(Erasure.key_hash).where(Erasure.key_hash.in_(bindparam("hashes", expanding=True)))
-"""Which of some hashes are noted. Made once: building a statement costs more than sending it."""
 
 
 def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -> None:
@@ -31,7 +28,7 @@ def note(session: Session, address_key: str, *, tokens: Tokens, now: datetime) -
 def in_force(session: Session, address_keys: Iterable[str], *, tokens: Tokens) -> set[str]:
     """Return which of some hundreds of address keys were erased and did not register again themselves since."""
     by_hash = _by_hash({key: {key} for key in address_keys}, tokens)
-    noted = session.execute(NOTED, {"hashes": list(by_hash)}).scalars()
+    noted = session.execute(select(Erasure.key_hash).where(Erasure.key_hash.in_(by_hash))).scalars()
     erased = {key for fingerprint in noted for key in by_hash[fingerprint]}
     back = select(Registration.email_key).where(Registration.email_key.in_(erased))
     return erased.difference(session.execute(back).scalars()) if erased else erased

@@ -6,11 +6,14 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Dialect,
     Engine,
+    String,
     bindparam,
     case,
     delete,
@@ -28,6 +31,7 @@ from .db import repeatable, rows_matched
 from .errors import AlreadyRegisteredException
 from .group_commit import GroupCommit
 from .models import (
+    Erasure,
     Registration,
     RegistrationStatus,
     SoftBounce,
@@ -41,10 +45,6 @@ Row = dict[str, Any]
 ALONE_SECONDS = 1.0
 """For how long the rows of a refused group are tried one by one: less than a single one may wait for a lock."""
 _INSERT = insert(Registration)
-_KNOWN_MAILBOXES = union_all(
-    erasures.NOTED, select(Variation.mailbox).where(Variation.mailbox.in_(bindparam("mailboxes", expanding=True)))
-)
-"""One statement, made once: each costs a registration more than what it looks for. No hash looks like an address."""
 
 
 class Registrar:
@@ -136,8 +136,9 @@ class Registrar:
     def _waiting_for_owner(self, connection: Connection, address_keys: Collection[str]) -> set[str]:
         """Return those whose mailbox was erased, or is known by a variation: anybody may have typed them."""
         by_hash = erasures.mailbox_hashes(address_keys, tokens=self._tokens)
-        noted = connection.execute(_KNOWN_MAILBOXES, {"hashes": list(by_hash), "mailboxes": list(address_keys)})
-        return {key for name in noted.scalars() for key in by_hash.get(name, [name])}
+        question = _which_are_noted(type(connection.dialect), len(by_hash), len(address_keys))  # type: ignore[arg-type]
+        noted = connection.exec_driver_sql(question, (*by_hash, *address_keys))
+        return {key for name in noted.scalars() for key in by_hash.get(name, [name])}  # no hash looks like an address
 
     def _insert_or_find(self, new: Row) -> tuple[uuid.UUID, RegistrationStatus]:
         """Return product id and status of a new row, or of the one that its address has; erased meanwhile, it is new.
@@ -157,6 +158,20 @@ class Registrar:
             else:
                 break
         return new["product_id"], new["status"]
+
+
+@lru_cache
+def _which_are_noted(dialect: type[Dialect], hashes: int, mailboxes: int) -> str:
+    """Return the SQL that asks which of so many hashes and mailboxes are noted, with places for them in this order.
+
+    One statement, made once for each number: to put a list of values into it each time costs a registration as much as
+    the answer.
+    """
+    hash_places = [bindparam(None, "", String) for _ in range(hashes)]
+    mailbox_places = [bindparam(None, "", String) for _ in range(mailboxes)]
+    erased = select(Erasure.key_hash).where(Erasure.key_hash.in_(hash_places))
+    varied = select(Variation.mailbox).where(Variation.mailbox.in_(mailbox_places))
+    return str(union_all(erased, varied).compile(dialect=dialect()))  # for no driver in particular: places lack names
 
 
 def _find(connection: Connection, address_key: str) -> tuple[uuid.UUID, RegistrationStatus] | None:
