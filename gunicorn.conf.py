@@ -56,12 +56,12 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(_: Any, worker: Any) -> None:
     """Keep a worker, with the threads that it will start, on its processor, and let none of them interrupt another.
 
-    A thread that another of its process wakes finds Python taken; that it was let in to look cost a sixth of the
-    simplest answers a second. Under SCHED_BATCH it waits until the other does (`man 7 sched`).
+    A thread that is woken by another finds Python in use, so to let it run at once only costs: a sixth of the simplest
+    answers a second. Under SCHED_BATCH it runs when the other waits (`man 7 sched`).
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {worker.processor})
-        with suppress(PermissionError):  # some containers forbid it
+        with suppress(OSError):  # some containers forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 

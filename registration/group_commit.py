@@ -37,7 +37,7 @@ class _Entry(Generic[Item]):
 class GroupCommit(Generic[Item]):
     """Commits items through `write`, which takes several and returns what went wrong with each: None where nothing did.
 
-    What `write` raises went wrong with all of them. `most` is how many threads bring items.
+    What `write` raises went wrong with all of them. `most` is how many threads bring items, at most.
     """
 
     def __init__(self, write: Callable[[Sequence[Item]], Sequence[BaseException | None]], *, most: int) -> None:

@@ -265,9 +265,15 @@ def test_each_gunicorn_worker_stays_on_a_processor_of_its_own() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Only Linux lets a thread not be interrupted.")
 def test_the_threads_of_a_gunicorn_worker_do_not_interrupt_each_other() -> None:
+    worker = f"types.SimpleNamespace(processor={min(os.sched_getaffinity(0))})"
     policy = "threading.Thread(target=lambda: print(os.sched_getscheduler(0))).start()"
 
-    assert run_hook(f"['post_fork'](None, types.SimpleNamespace(processor=0)); {policy}") == str(os.SCHED_BATCH)
+    assert run_hook(f"['post_fork'](None, {worker}); {policy}") == str(os.SCHED_BATCH)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="Only Linux has files in memory there.")
+def test_a_gunicorn_worker_writes_its_heartbeat_to_no_disk() -> None:
+    assert GUNICORN["worker_tmp_dir"] == "/dev/shm"
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Only Linux lets a thread not be interrupted.")

@@ -14,6 +14,7 @@ from sqlalchemy import event, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
+from config import WEB_THREADS
 from registration import addresses, registrations, services, windows
 from registration.db import db
 from registration.errors import AlreadyRegisteredException
@@ -150,6 +151,21 @@ def test_a_connection_that_is_lost_for_good_fails_all_rows_inserted_together(mon
 
     assert [type(error) for error in errors] == [OperationalError] * 2
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize("local_part", ["o'hara%s", "100%", "what?", "a`b", "{x}", "%%25"])
+def test_signs_that_mean_something_in_sql_are_letters_of_an_address(local_part: str) -> None:
+    variation, plain = f"{local_part}+clinic@example.org", f"{local_part}@example.org"
+
+    for email in (variation, plain):
+        register(email)
+
+    stored = dict(db.session.execute(select(Registration.email, Registration.status)).all())
+    assert stored == {variation: RegistrationStatus.ACTIVE, plain: RegistrationStatus.UNCONFIRMED}
+
+
+def test_as_many_share_a_commit_at_most_as_a_worker_has_threads() -> None:
+    assert registrar()._rows._most == WEB_THREADS
 
 
 def test_a_plain_address_costs_an_insert_and_a_look_at_known_mailboxes_and_leaves_no_note() -> None:

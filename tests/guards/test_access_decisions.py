@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
@@ -127,3 +128,12 @@ def test_nobody_gets_past_the_pin_without_it(application: Flask, call: str) -> N
     method, path = call.replace("<>", "1").split()
 
     assert application.test_client().open(path, method=method).status_code == 401
+
+
+def test_no_function_that_a_request_calls_is_async(application: Flask) -> None:
+    hooks = [application.before_request_funcs, application.after_request_funcs, application.teardown_request_funcs]
+    called = [*application.view_functions.values(), *application.teardown_appcontext_funcs]
+    called += [function for by_blueprint in hooks for functions in by_blueprint.values() for function in functions]
+
+    assert len(called) > len(application.view_functions) > 10
+    assert [function for function in called if iscoroutinefunction(function)] == []
